@@ -1,0 +1,64 @@
+"""superscaler compiles a PyTorch model into a parallel plan, and the plan into a `torch.distributed` program.
+
+    import superscaler as ss
+    graph = ss.trace(model, args, optimizer=ss.AdamW(lr=3e-4))
+    plan = ss.plan(graph, ss.Cluster.local(4), "dp=2,tp=2")
+    plan.save("build/gpt")
+
+The names are loaded when first used, so that a generated program, which needs `superscaler.runtime` alone,
+starts without the compiler.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from superscaler.compiler import compile, plan
+    from superscaler.ir.deferred import deferred_init
+    from superscaler.ir.optimizers import SGD, AdamW
+    from superscaler.ir.trace import trace
+    from superscaler.planner import schedules
+    from superscaler.planner.cluster import Cluster
+    from superscaler.planner.plan import Plan
+    from superscaler.planner.planner import Planner
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "Cluster",
+    "Plan",
+    "Planner",
+    "compile",
+    "deferred_init",
+    "plan",
+    "schedules",
+    "trace",
+]
+
+_HOMES = {
+    "AdamW": "superscaler.ir.optimizers",
+    "Cluster": "superscaler.planner.cluster",
+    "Plan": "superscaler.planner.plan",
+    "Planner": "superscaler.planner.planner",
+    "SGD": "superscaler.ir.optimizers",
+    "compile": "superscaler.compiler",
+    "deferred_init": "superscaler.ir.deferred",
+    "plan": "superscaler.compiler",
+    "trace": "superscaler.ir.trace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from the module that defines it."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("superscaler")
+    if name == "schedules":
+        return import_module("superscaler.planner.schedules")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'superscaler' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return [*__all__, "__version__"]
