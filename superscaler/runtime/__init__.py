@@ -1,0 +1,1 @@
+"""What a generated program needs while it runs: operators, communication, weights, data and the launcher."""

@@ -1,0 +1,26 @@
+"""The operators generated programs call where torch has no single function: pure, device-neutral, no autograd."""
+
+from superscaler.runtime.ops.attention import attention, attention_backward
+from superscaler.runtime.ops.cross_entropy import cross_entropy, cross_entropy_backward
+from superscaler.runtime.ops.dropout import dropout, dropout_backward
+from superscaler.runtime.ops.embedding import embedding, embedding_backward
+from superscaler.runtime.ops.linear import linear_bias_gradient, linear_input_gradient, linear_weight_gradient
+from superscaler.runtime.ops.optimizer import adamw, adamw_, sgd, sgd_
+
+__all__ = [
+    "adamw",
+    "adamw_",
+    "attention",
+    "attention_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "dropout",
+    "dropout_backward",
+    "embedding",
+    "embedding_backward",
+    "linear_bias_gradient",
+    "linear_input_gradient",
+    "linear_weight_gradient",
+    "sgd",
+    "sgd_",
+]

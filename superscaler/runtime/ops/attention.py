@@ -1,0 +1,161 @@
+"""Scaled dot-product attention and its gradient, by whichever fused kernel the device offers.
+
+Every path returns the log-sum-exp of each row of scores beside the output: the backward pass needs it, and
+it is what lets attention over pieces of the keys be put together again. `causal` is torch's: query i sees
+keys 0..i, also where there are more keys than queries.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+aten = torch.ops.aten
+
+_HALF = (torch.float16, torch.bfloat16)
+_LOG_SUM_EXP_ALIGNMENT = 32
+"""The memory-efficient CUDA kernel wants whole blocks of this many rows of log-sum-exp."""
+_BIAS_ALIGNMENT = 16
+"""... and rows of the mask that start at multiples of this many elements."""
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attend; equal to ``F.scaled_dot_product_attention``.
+
+    Args:
+        q: Queries [b, h, s, e].
+        k: Keys [b, h, t, e].
+        v: Values [b, h, t, f].
+        mask: Added to the scores, or True where a query may look; broadcasts to [b, h, s, t].
+        causal: Whether query i sees keys 0..i only.
+        scale: What scores are multiplied by.
+
+    Returns:
+        The output [b, h, s, f] and the log-sum-exp of the scores [b, h, s] (float32; float64 for float64).
+    """
+    bias = _bias(mask, q)
+    kernel = _kernel(q, k, v, bias, causal)
+    if kernel == "cpu":
+        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
+    if kernel == "flash":
+        return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)[:2]
+    if kernel == "efficient":
+        bias = _expand_bias(bias, q, k)
+        out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, causal, scale=scale)[:2]
+        return out, lse[..., : q.shape[2]]
+    scores, lse = _scores(q, k, bias, causal, scale)
+    return _heads_inside((_softmax(scores, lse) @ v.to(scores.dtype)).to(v.dtype)), lse
+
+
+def attention_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, shaped like them and laid out [b, s, h, e] in memory, heads inside.
+
+    `out` [b, h, s, f] and `lse` [b, h, s] are what `attention` returned for the same arguments.
+    """
+    bias = _bias(mask, q)
+    kernel = _kernel(q, k, v, bias, causal)
+    if kernel == "cpu":
+        return aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            dout, q, k, v, out, lse, 0.0, causal, attn_mask=bias, scale=scale
+        )
+    if kernel == "flash":
+        unused = torch.empty((), dtype=torch.int64, device=q.device)
+        rows, columns = q.shape[2], k.shape[2]
+        return aten._scaled_dot_product_flash_attention_backward(
+            dout, q, k, v, out, lse, None, None, rows, columns, 0.0, causal, unused, unused, scale=scale
+        )
+    if kernel == "efficient":
+        unused = torch.empty((), dtype=torch.int64, device=q.device)
+        bias, lse = _expand_bias(bias, q, k), _pad_log_sum_exp(lse)
+        wanted = [True, True, True, False]
+        return aten._scaled_dot_product_efficient_attention_backward(
+            dout, q, k, v, bias, out, lse, unused, unused, 0.0, wanted, causal, scale=scale
+        )[:3]
+    return _math_backward(dout, q, k, v, out, lse, bias, causal, scale)
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) -> str:
+    """Which of cpu, flash, efficient and math takes these tensors."""
+    fused = q.dim() == 4 and min(q.numel(), k.numel(), v.numel()) > 0
+    if not fused or any(x.stride(-1) != 1 for x in (q, k, v)):
+        return "math"
+    if q.device.type == "cpu":
+        return "cpu" if q.shape[-1] == v.shape[-1] and (bias is None or bias.dim() in (2, 4)) else "math"
+    if q.device.type != "cuda" or q.dtype == torch.float64:
+        return "math"
+    square = q.shape[2] == k.shape[2]
+    if q.dtype in _HALF and bias is None and q.shape[-1] == v.shape[-1] and q.shape[-1] <= 256:
+        if q.shape[-1] % 8 == 0 and (square or not causal) and torch.cuda.get_device_capability(q.device) >= (8, 0):
+            return "flash"
+    aligned = 16 // q.element_size()
+    return "efficient" if q.shape[-1] % aligned == 0 and v.shape[-1] % aligned == 0 else "math"
+
+
+def _bias(mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """The mask as something to add to the scores."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
+
+
+def _expand_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    if bias is None:
+        return None
+    columns = k.shape[2]
+    if bias.shape[-1] != columns:
+        bias = bias.expand(*bias.shape[:-1], columns)
+    bias = F.pad(bias, (0, -columns % _BIAS_ALIGNMENT))[..., :columns]
+    return bias.expand(q.shape[0], q.shape[1], q.shape[2], columns)
+
+
+def _pad_log_sum_exp(lse: Tensor) -> Tensor:
+    return F.pad(lse, (0, -lse.shape[-1] % _LOG_SUM_EXP_ALIGNMENT), value=float("inf"))
+
+
+def _scores(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Scores [b, h, s, t] in at least float32, and the log-sum-exp of their rows [b, h, s]."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    scores = (q.to(dtype) * scale) @ k.to(dtype).transpose(-2, -1)
+    if bias is not None:
+        scores += bias
+    if causal:
+        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1)
+        scores.masked_fill_(ahead, float("-inf"))
+    return scores, scores.logsumexp(-1)
+
+
+def _softmax(scores: Tensor, lse: Tensor) -> Tensor:
+    """``exp(scores - lse)`` in place; a row that may look nowhere gives zeros."""
+    finite = lse.masked_fill(lse == float("-inf"), 0.0)
+    return scores.sub_(finite.unsqueeze(-1)).exp_()
+
+
+def _math_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None, causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    scores, _ = _scores(q, k, bias, causal, scale)
+    weights, dtype = _softmax(scores, lse.to(scores.dtype)), scores.dtype
+    dout, wide = dout.to(dtype), dout.to(dtype) * out.to(dtype)
+    dv = weights.transpose(-2, -1) @ dout
+    dweights = dout @ v.to(dtype).transpose(-2, -1)
+    dscores = weights * (dweights - wide.sum(-1, keepdim=True)) * scale
+    dq, dk = dscores @ k.to(dtype), dscores.transpose(-2, -1) @ q.to(dtype)
+    return _heads_inside(dq.to(q.dtype)), _heads_inside(dk.to(k.dtype)), _heads_inside(dv.to(v.dtype))
+
+
+def _heads_inside(x: Tensor) -> Tensor:
+    """The same [b, h, s, e], laid out [b, s, h, e], so that joining the heads afterwards moves nothing."""
+    return x.transpose(-3, -2).contiguous().transpose(-3, -2)

@@ -1,0 +1,81 @@
+"""AdamW and SGD as torch.optim computes them: one tensor at a time, or fused over lists and in place.
+
+`step` counts from 1: the first update a parameter ever gets is step 1.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def adamw(
+    p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: int | Tensor, *, lr: float, beta1: float, beta2: float,
+    eps: float, weight_decay: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """One step of ``torch.optim.AdamW``: the new parameter, first moment and second moment, all of p's shape."""
+    step = int(step)
+    m = torch.lerp(m, g, 1 - beta1)
+    v = (v * beta2).addcmul_(g, g, value=1 - beta2)
+    correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+    denominator = v.sqrt().div_(correction2**0.5).add_(eps)
+    p = (p * (1 - lr * weight_decay)).addcdiv_(m, denominator, value=-lr / correction1)
+    return p, m, v
+
+
+def adamw_(
+    ps: Sequence[Tensor], gs: Sequence[Tensor], ms: Sequence[Tensor], vs: Sequence[Tensor], step: int | Tensor, *,
+    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
+) -> None:  # fmt: skip
+    """One fused step of ``torch.optim.AdamW`` over lists, overwriting parameters `ps` and moments `ms`, `vs`."""
+    for dtype, (p, g, m, v) in _by_dtype(ps, gs, ms, vs).items():
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        steps = [torch.tensor(float(step), dtype=wide, device=p[0].device)] * len(p)
+        torch._fused_adamw_(
+            p, g, m, v, [], steps, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps,
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+
+def sgd(
+    p: Tensor, g: Tensor, momentum_buffer: Tensor | None, step: int | Tensor, *, lr: float, momentum: float = 0.0,
+    weight_decay: float = 0.0,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """One step of ``torch.optim.SGD``: the new parameter, and the new momentum buffer where one is given.
+
+    The first step sets the buffer to the gradient, whatever it held.
+    """
+    if weight_decay:
+        g = torch.add(g, p, alpha=weight_decay)
+    if momentum_buffer is None:
+        return torch.add(p, g, alpha=-lr)
+    buffer = g.clone() if int(step) == 1 else (momentum_buffer * momentum).add_(g)
+    return torch.add(p, buffer, alpha=-lr), buffer
+
+
+def sgd_(
+    ps: Sequence[Tensor], gs: Sequence[Tensor], momentum_buffers: Sequence[Tensor] | None, step: int | Tensor, *,
+    lr: float, momentum: float = 0.0, weight_decay: float = 0.0,
+) -> None:  # fmt: skip
+    """One fused step of ``torch.optim.SGD`` over lists, overwriting parameters and momentum buffers."""
+    columns = (ps, gs) if momentum_buffers is None else (ps, gs, momentum_buffers)
+    for p, g, *buffers in _by_dtype(*columns).values():
+        torch._fused_sgd_(
+            p, g, buffers[0] if buffers else [], weight_decay=weight_decay, momentum=momentum if buffers else 0.0,
+            lr=lr, dampening=0.0, nesterov=False, maximize=False, is_first_step=int(step) == 1,
+        )  # fmt: skip
+
+
+def _by_dtype(ps: Sequence[Tensor], gs: Sequence[Tensor], *states: Sequence[Tensor]) -> dict:
+    """The columns, one group per dtype of parameter, as the fused kernels want them.
+
+    The kernels walk memory: a gradient laid out otherwise than its parameter is copied first.
+    """
+    groups: dict[torch.dtype, list[list[Tensor]]] = defaultdict(lambda: [[] for _ in range(2 + len(states))])
+    for p, g, *state in zip(ps, gs, *states, strict=True):
+        if g.dtype != p.dtype or g.stride() != p.stride():
+            g = torch.empty_like(p).copy_(g)
+        for column, tensor in zip(groups[p.dtype], (p, g, *state), strict=True):
+            column.append(tensor)
+    return groups
