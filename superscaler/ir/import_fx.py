@@ -1,0 +1,228 @@
+"""From the traced FX graph to a Graph: names, roles and a smaller vocabulary, nothing else changed.
+
+Aliases and copies vanish (the graph is functional), the reshaping family becomes ``reshape``, tensors of one number become ``full``, and a mean becomes
+a sum and a division by the whole count, so that it stays right when the sum is cut.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from superscaler.errors import TraceError
+from superscaler.ir.graph import Graph, Operator, Phase, Ref
+from superscaler.ir.kinds import output_labels
+from superscaler.ir.provenance import note_of
+from superscaler.ir.tensor import Role, Tensor
+
+_ALIASES = {"aten.clone", "aten.detach", "aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh", "aten.contiguous"}
+_RESHAPES = {"aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_copy"}
+_CONSTANTS = {
+    "aten.zeros": 0, "aten.ones": 1, "aten.full": None,
+    "aten.zeros_like": 0, "aten.ones_like": 1, "aten.full_like": None,
+    "aten.new_zeros": 0, "aten.new_ones": 1, "aten.new_full": None, "aten.scalar_tensor": None,
+}  # fmt: skip
+"""Tensors of one number, and the number (None: the last argument): they depend on no other tensor's values."""
+_IGNORED_KEYWORDS = {"device", "layout", "pin_memory", "memory_format", "requires_grad"}
+
+
+def import_fx(
+    captured: GraphModule,
+    name: str,
+    *,
+    parameters: Sequence[str],
+    buffers: Sequence[str],
+    inputs: Sequence[str],
+    trainable: Sequence[str],
+    step: str,
+) -> Graph:
+    """Translate a traced joint graph whose placeholders are parameters, buffers, inputs and the step, in this order.
+
+    Raises:
+        TraceError: An operator writes into its inputs or returns something that is no tensor.
+    """
+    roles = [Role.PARAMETER] * len(parameters) + [Role.BUFFER] * len(buffers) + [Role.INPUT] * len(inputs) + [Role.STEP]
+    labels = [*parameters, *buffers, *inputs, step]
+    importer = _Importer(captured)
+    placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
+    for node, label, role in zip(placeholders, labels, roles, strict=True):
+        importer.add_tensor(node, label, role)
+    for node in captured.graph.nodes:
+        importer.visit(node)
+    results = [importer.names.get(node) if node is not None else None for node in _results(captured)]
+    outputs, gradients = (results[:1], results[1:]) if trainable else (results, [])
+    by_parameter = {key: gradient for key, gradient in zip(trainable, gradients, strict=True) if gradient}
+    for gradient in by_parameter.values():
+        importer.tensors[gradient] = replace(importer.tensors[gradient], role=Role.GRADIENT)
+    graph = Graph(
+        name,
+        importer.tensors,
+        tuple(importer.operators),
+        inputs=tuple(inputs),
+        outputs=tuple(output for output in outputs if output),
+        gradients=by_parameter,
+        values=importer.constants,
+    )
+    return drop_unread(graph)
+
+
+def drop_unread(graph: Graph) -> Graph:
+    """Remove operators nobody reads, and tensors nobody mentions."""
+    wanted = {*graph.outputs, *graph.gradients.values(), *graph.updates.values()}
+    kept: list[Operator] = []
+    for operator in reversed(graph.operators):
+        if wanted.intersection(operator.writes):
+            kept.append(operator)
+            wanted.update(operator.reads)
+    written = {name for operator in kept for name in operator.writes}
+    always = (Role.INPUT, Role.PARAMETER, Role.BUFFER, Role.STATE)
+    tensors = {
+        name: tensor for name, tensor in graph.tensors.items() if name in wanted or name in written or tensor.role in always
+    }
+    return replace(graph, operators=tuple(reversed(kept)), tensors=tensors)
+
+
+def _results(captured: GraphModule) -> list[Node | None]:
+    (output,) = (node for node in captured.graph.nodes if node.op == "output")
+    result = output.args[0]
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+class _Importer:
+    """The translation so far: FX node -> tensor name(s)."""
+
+    def __init__(self, captured: GraphModule) -> None:
+        self.captured = captured
+        self.tensors: dict[str, Tensor] = {}
+        self.names: dict[Node, Any] = {}
+        self.operators: list[Operator] = []
+        self.constants: dict[str, torch.Tensor] = {}
+        self.used: Counter[str] = Counter()
+        self.phase = Phase.FORWARD
+
+    def add_tensor(self, node: Node, name: str, role: Role) -> None:
+        value = node.meta["val"]
+        self.tensors[name] = Tensor(name, tuple(value.shape), dtype_name(value.dtype), role)
+        self.names[node] = name
+
+    def visit(self, node: Node) -> None:
+        if node.op == "get_attr":
+            self._constant(node)
+        elif node.op == "call_function":
+            self._call(node)
+
+    def _constant(self, node: Node) -> None:
+        value = getattr(self.captured, str(node.target))
+        name = f"constant{len(self.constants)}"
+        self.constants[name] = value.detach()
+        self.tensors[name] = Tensor(name, tuple(value.shape), dtype_name(value.dtype), Role.BUFFER)
+        self.names[node] = name
+
+    def _call(self, node: Node) -> None:
+        kind = kind_of(node.target)
+        if kind == "getitem":
+            self.names[node] = self.names[node.args[0]][node.args[1]]  # type: ignore[index]
+            return
+        if kind in _ALIASES or (kind == "aten._to_copy" and self._same_dtype(node)):
+            self.names[node] = self.names[node.args[0]]  # type: ignore[index]
+            return
+        if kind.startswith("aten.mean"):
+            self._mean(node)
+            return
+        arguments, keywords = node.args, node.kwargs
+        if kind in _CONSTANTS:
+            value = node.meta["val"]
+            fill = _CONSTANTS[kind] if _CONSTANTS[kind] is not None else arguments[-1]
+            kind, arguments, keywords = "full", (list(value.shape), fill), {"dtype": value.dtype}
+        elif kind in _RESHAPES:
+            kind, arguments = "reshape", (node.args[0], list(node.meta["val"].shape))
+        elif kind == "aten.embedding":
+            kind, arguments, keywords = "embedding", node.args[:2], {}
+        elif kind == "aten.embedding_dense_backward" and node.args[3] == -1 and not node.args[4]:
+            kind, arguments, keywords = "embedding_backward", node.args[:2], {"num_rows": node.args[2]}
+        self._operator(node, kind, arguments, keywords, node.meta["val"])
+
+    def _same_dtype(self, node: Node) -> bool:
+        return node.meta["val"].dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+
+    def _mean(self, node: Node) -> None:
+        source, dims, keep = (*node.args, None, False)[:3] if len(node.args) < 3 else node.args[:3]
+        shape = tuple(source.meta["val"].shape)  # type: ignore[union-attr]
+        dims = list(range(len(shape))) if dims is None else [dim % len(shape) for dim in dims]  # type: ignore[union-attr]
+        self._operator(node, "aten.sum.dim_IntList", (source, dims, bool(keep)), {}, node.meta["val"])
+        count = prod(shape[dim] for dim in dims)
+        self._operator(node, "aten.div.Scalar", (node, float(count)), {}, node.meta["val"])
+
+    def _operator(self, node: Node, kind: str, arguments: Any, keywords: Any, value: Any) -> None:
+        note = note_of(node.meta)
+        if note.get("phase") == "B":
+            self.phase = Phase.BACKWARD
+        reads: list[str] = []
+        refs = self._arguments(arguments, reads)
+        kept = {key: item for key, item in keywords.items() if key not in _IGNORED_KEYWORDS and item is not None}
+        keyword_refs = tuple((key, self._arguments(item, reads)) for key, item in kept.items())
+        name = self._unique(f"{note['module']}/" if note.get("module") else "", kind)
+        values = value if isinstance(value, (tuple, list)) else [value]
+        labels = output_labels(kind, len(values))
+        names = [
+            f"{name}.{label}" if label else name if item is not None else None
+            for label, item in zip(labels, values, strict=True)
+        ]
+        for tensor, item in zip(names, values, strict=True):
+            if item is None:
+                continue
+            if not isinstance(item, torch.Tensor):
+                raise TraceError(
+                    f"the operator {kind} returns {type(item).__name__}, not tensors",
+                    where=note.get("source", ""),
+                    remedy="keep such values out of the traced part of the model",
+                )
+            assert tensor is not None
+            self.tensors[tensor] = Tensor(tensor, tuple(item.shape), dtype_name(item.dtype), Role.ACTIVATION)
+        self.names[node] = names if isinstance(value, (tuple, list)) else names[0]
+        writes = tuple(
+            tensor for tensor, item in zip(names, values, strict=True) if item is not None and tensor is not None
+        )
+        self.operators.append(
+            Operator(
+                name, kind, tuple(reads), writes, refs, keyword_refs, self.phase,
+                note.get("module", ""), note.get("source", ""), note.get("call", -1),
+            )
+        )  # fmt: skip
+
+    def _arguments(self, value: Any, reads: list[str]) -> Any:
+        """Nested arguments with nodes as Refs, collected in `reads`, and torch's own types as text."""
+        if isinstance(value, Node):
+            name = self.names[value]
+            if name not in reads:
+                reads.append(name)
+            return Ref(reads.index(name))
+        if isinstance(value, (tuple, list)):
+            return type(value)(self._arguments(item, reads) for item in value)
+        if isinstance(value, torch.dtype):
+            return str(value)
+        return value
+
+    def _unique(self, prefix: str, kind: str) -> str:
+        short = kind.removeprefix("aten.").split(".")[0].strip("_")
+        base = prefix + short
+        self.used[base] += 1
+        return base if self.used[base] == 1 else f"{base}_{self.used[base]}"
+
+
+def kind_of(target: Any) -> str:
+    """The kind of an FX target: ``aten.gelu``, ``aten.add.Scalar``, ``linear``."""
+    if getattr(target, "__name__", "") == "getitem":
+        return "getitem"
+    namespace, _, rest = str(target).partition(".")
+    rest = rest.removesuffix(".default")
+    return rest if namespace == "superscaler" else f"{namespace}.{rest}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")

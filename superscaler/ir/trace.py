@@ -1,0 +1,209 @@
+"""Trace: an ordinary ``nn.Module`` and example inputs become one joint Graph.
+
+The model runs once on fake tensors: nothing is computed, nothing is allocated, and the device may be one
+that is not there. Forward and backward are captured as one FX graph of ATen operators; the optimizer's
+update is appended, one operator per parameter.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils import _pytree as pytree
+
+from superscaler.errors import TraceError
+from superscaler.ir.graph import Graph, Operator, Phase, Ref
+from superscaler.ir.import_fx import import_fx
+from superscaler.ir.optimizers import Optimizer
+from superscaler.ir.provenance import Provenance, noting, user_line
+from superscaler.ir.tensor import Role, Tensor
+from superscaler.ir.verify import verify_graph
+from superscaler.ir.whole import Capture
+
+STEP = "step"
+"""Name of the tensor that holds the number of the step, from 1."""
+
+
+def trace(
+    model: torch.nn.Module,
+    args: Sequence[Any] | Mapping[str, Any],
+    kwargs: Mapping[str, Any] | None = None,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+    optimizer: Optimizer | None = None,
+    initialisers: Mapping[str, Any] | None = None,
+    name: str | None = None,
+) -> Graph:
+    """Capture `model` on example inputs as one graph.
+
+    Args:
+        model: Any module; it may live on the meta device.
+        args: Example inputs of the whole global batch: positional in a tuple, or by name in a dict. Values of
+            tensors do not matter, shapes and dtypes do; dim 0 of every input is the batch.
+        kwargs: Further inputs by name.
+        loss: Maps the model's output to the scalar to minimise; without it the output (or its field
+            ``loss``, or its first item) is the loss.
+        optimizer: `AdamW` or `SGD`; with it the graph is a training step, without it inference.
+        initialisers: How parameters are filled before the first step (`superscaler.ir.deferred`), for a
+            model on the meta device.
+        name: The graph's name; by default the model's class, in lower case.
+
+    Raises:
+        TraceError: The model branches on the values of tensors, its loss is no scalar, or it holds an
+            operator that cannot be captured.
+    """
+    arguments = _bind(model, args, kwargs or {})
+    parameters = dict(model.named_parameters())
+    buffers = dict(model.named_buffers())
+    trainable = [key for key, value in parameters.items() if value.requires_grad] if optimizer else []
+    captured = _capture(model, arguments, parameters, buffers, loss, trainable)
+    graph = import_fx(
+        captured,
+        name or type(model).__name__.lower(),
+        parameters=list(parameters),
+        buffers=list(buffers),
+        inputs=[label for label, value in _leaves(arguments) if isinstance(value, torch.Tensor)],
+        trainable=trainable,
+        step=STEP,
+    )
+    if optimizer:
+        graph = _append_updates(graph, optimizer, trainable)
+    values = {key: value.detach() for key, value in {**parameters, **buffers}.items() if not value.is_meta}
+    steps = {key: tuple(tuple(step) for step in steps) for key, steps in (initialisers or {}).items()}
+    graph = replace(graph, values={**graph.values, **values}, initialisers=steps)
+    verify_graph(graph)
+    return graph
+
+
+def _bind(model: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs by the names of ``forward``'s parameters: all of them, and none left over."""
+    if isinstance(args, torch.Tensor):
+        args = (args,)
+    positional, named = ((), {**args, **kwargs}) if isinstance(args, Mapping) else (tuple(args), dict(kwargs))
+    try:
+        bound = inspect.signature(model.forward).bind(*positional, **named)
+    except TypeError as error:
+        raise TraceError(
+            f"the example inputs do not fit {type(model).__name__}.forward: {error}",
+            where=user_line(),
+            remedy=f"its parameters are {inspect.signature(model.forward)}",
+        ) from None
+    return dict(bound.arguments)
+
+
+def _leaves(arguments: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Every leaf of the inputs with a readable name."""
+    flat, _ = pytree.tree_flatten_with_path(arguments)
+    return [("_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path), leaf) for path, leaf in flat]
+
+
+def _capture(
+    model: torch.nn.Module,
+    arguments: dict[str, Any],
+    parameters: Mapping[str, torch.Tensor],
+    buffers: Mapping[str, torch.Tensor],
+    loss: Callable[[Any], torch.Tensor] | None,
+    trainable: list[str],
+) -> torch.fx.GraphModule:
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    leaves, structure = pytree.tree_flatten(arguments)
+    stored = {**parameters, **buffers}
+    with fake:
+        stored_fakes = [_fake(value, key in trainable) for key, value in stored.items()]
+        leaf_fakes = [_fake(leaf, False) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        step = torch.empty((), dtype=torch.int64)
+
+    def joint(stored_values: list[Any], inputs: list[Any], step_value: Any) -> list[Any]:
+        provenance = Provenance(Capture(step_value))
+        fed = iter(inputs)
+        rebuilt = [next(fed) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        values = dict(zip(stored, stored_values, strict=True))
+        with provenance, provenance.watching(model):
+            output = torch.func.functional_call(model, values, kwargs=pytree.tree_unflatten(rebuilt, structure))
+            target = _scalar(output, loss, model) if trainable else None
+        if target is None:
+            return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+        with noting({"call": -1, "module": "", "source": provenance.last_source, "phase": "B"}):
+            gradients = torch.autograd.grad(target, [values[key] for key in trainable], allow_unused=True)
+        return [target, *gradients]
+
+    try:
+        with torch.enable_grad() if trainable else torch.no_grad():
+            return make_fx(joint, tracing_mode="fake", _allow_non_fake_inputs=True)(stored_fakes, leaf_fakes, step)
+    except (DataDependentOutputException, GuardOnDataDependentSymNode) as error:
+        raise _data_dependent(model, error) from None
+
+
+def _fake(value: torch.Tensor, requires_grad: bool) -> torch.Tensor:
+    """A stand-in of the same shape and dtype; called inside a fake tensor mode."""
+    return torch.empty_strided(
+        value.shape, value.stride(), dtype=value.dtype, device="cpu", requires_grad=requires_grad
+    )
+
+
+def _scalar(output: Any, loss: Callable[[Any], torch.Tensor] | None, model: torch.nn.Module) -> torch.Tensor:
+    """The loss in the model's output."""
+    value = loss(output) if loss else getattr(output, "loss", None)
+    if value is None:
+        value = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
+        shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise TraceError(
+            f"the loss of {type(model).__name__} is {shape}, not one number that depends on its parameters",
+            where=user_line(),
+            remedy="pass loss=..., a function from the model's output to a scalar tensor",
+        )
+    return value
+
+
+def _data_dependent(model: torch.nn.Module, error: Exception) -> TraceError:
+    """The error for control flow on values, with the user's line out of the traceback."""
+    line, trace_ = "", error.__traceback__
+    package = torch.__file__.rsplit("/", 1)[0]
+    while trace_ is not None:
+        filename = trace_.tb_frame.f_code.co_filename
+        if not filename.startswith(package) and "superscaler" not in filename:
+            line = f"{filename}:{trace_.tb_lineno}"
+        trace_ = trace_.tb_next
+    return TraceError(
+        f"{type(model).__name__} decides by the value of a tensor ({error}): such a model is not one graph",
+        where=line,
+        remedy="replace the branch by torch.where, or move the decision out of the model",
+    )
+
+
+def _append_updates(graph: Graph, optimizer: Optimizer, trainable: list[str]) -> Graph:
+    """Add the optimizer's operator for every parameter that has a gradient."""
+    tensors = dict(graph.tensors)
+    operators = list(graph.operators)
+    updates: dict[str, str] = {}
+    for key in trainable:
+        gradient = graph.gradients.get(key)
+        if gradient is None:
+            continue
+        parameter = tensors[key]
+        states = [f"{key}/{state}" for state in optimizer.states]
+        fresh = [f"{name}/new" for name in (key, *states)]
+        for name in states:
+            tensors[name] = Tensor(name, parameter.shape, parameter.dtype, Role.STATE)
+        for name in fresh:
+            tensors[name] = Tensor(name, parameter.shape, parameter.dtype, Role.ACTIVATION)
+        updates.update(zip((key, *states), fresh, strict=True))
+        operators.append(
+            Operator(
+                f"{key}/{optimizer.kind}",
+                optimizer.kind,
+                (key, gradient, *states, STEP),
+                tuple(fresh),
+                tuple(Ref(index) for index in range(3 + len(states))),
+                optimizer.options,
+                Phase.UPDATE,
+                key.rpartition(".")[0],
+            )
+        )
+    tensors.setdefault(STEP, Tensor(STEP, (), "int64", Role.STEP))
+    return replace(graph, tensors=tensors, operators=tuple(operators), updates=updates)

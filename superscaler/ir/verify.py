@@ -1,0 +1,43 @@
+"""verify_graph: a graph says what it means: written once before read, every operator with a rule that fits."""
+
+from superscaler.errors import VerificationError
+from superscaler.ir.graph import Graph, Operator
+from superscaler.ir.kinds import rule_of
+
+
+def verify_graph(graph: Graph) -> None:
+    """Check a graph.
+
+    Raises:
+        VerificationError: A tensor is read before it is written, written twice, or unknown; the message shows
+            the operators around the fault.
+        TraceError: An operator has no rule, or one that does not fit its shapes.
+    """
+    written = {name for name in graph.tensors if name not in graph.writer}
+    for operator in graph.operators:
+        for name in operator.reads:
+            if name not in written:
+                raise _fault(graph, operator, f"reads {name!r}, which nothing writes before it")
+        for name in operator.writes:
+            if name in written:
+                raise _fault(graph, operator, f"writes {name!r}, which is written already")
+        written.update(operator.writes)
+        rule_of(operator, graph)
+    wanted = (*graph.outputs, *graph.updates.values(), *graph.gradients.values())
+    for name in wanted:
+        if name not in written:
+            raise VerificationError(f"nothing writes {name!r}, which the graph {graph.name!r} returns")
+
+
+def _fault(graph: Graph, operator: Operator, what: str) -> VerificationError:
+    index = graph.operators.index(operator)
+    around = graph.operators[max(0, index - 5) : index + 5]
+    lines = [
+        f"{'->' if other is operator else '  '} {', '.join(other.writes)} = {other.kind}({', '.join(other.reads)})"
+        for other in around
+    ]
+    return VerificationError(
+        f"the operator {operator.name!r} {what}:\n" + "\n".join(lines),
+        where=operator.source,
+        remedy="write it earlier, or once",
+    )

@@ -1,0 +1,213 @@
+"""Whole operators: attention, linear, cross entropy, dropout as single nodes of the graph, each with its own backward.
+
+They exist for tracing alone. Each is declared to torch with its shapes and its derivative, so that a trace shows
+one device-neutral operator where ATen would show the kernel of one device; what runs is `superscaler.runtime.ops`.
+`capture` maps the user's calls of ``torch.nn.functional`` onto them.
+"""
+
+from collections.abc import Callable
+from math import sqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_library = torch.library.Library("superscaler", "DEF")
+_ops = torch.ops.superscaler
+
+
+def _define(schema: str, shapes: Callable[..., Any]) -> None:
+    name = schema.split("(", 1)[0]
+    _library.define(schema)
+    torch.library.register_fake(f"superscaler::{name}", shapes, lib=_library)
+
+
+def _derivative(name: str, save: Callable[..., None], backward: Callable[..., Any]) -> None:
+    torch.library.register_autograd(f"superscaler::{name}", backward, setup_context=save, lib=_library)
+
+
+# linear: x[*b k], weight[n k], bias[n] -> [*b n]
+
+_define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+        lambda x, weight, bias: x.new_empty(*x.shape[:-1], weight.shape[0]))  # fmt: skip
+_define("linear_input_gradient(Tensor dy, Tensor weight) -> Tensor",
+        lambda dy, weight: dy.new_empty(*dy.shape[:-1], weight.shape[1]))  # fmt: skip
+_define("linear_weight_gradient(Tensor dy, Tensor x) -> Tensor",
+        lambda dy, x: dy.new_empty(dy.shape[-1], x.shape[-1]))  # fmt: skip
+_define("linear_bias_gradient(Tensor dy) -> Tensor", lambda dy: dy.new_empty(dy.shape[-1]))
+
+
+def _linear_save(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+
+
+def _linear_backward(ctx: Any, dy: Tensor) -> Any:
+    x, weight = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    return (
+        _ops.linear_input_gradient(dy, weight) if needs[0] else None,
+        _ops.linear_weight_gradient(dy, x) if needs[1] else None,
+        _ops.linear_bias_gradient(dy) if needs[2] else None,
+    )
+
+
+_derivative("linear", _linear_save, _linear_backward)
+
+
+# attention: q[b h s e], k[b h t e], v[b h t f], mask -> out[b h s f], lse[b h s]
+# The outputs lie in memory as [b s h f], which is how every kernel writes them.
+
+
+def _heads_last(like: Tensor) -> Tensor:
+    batch, heads, length, width = like.shape
+    return like.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def _attention_shapes(q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool, scale: float) -> Any:
+    out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return out, q.new_empty(q.shape[:3], dtype=lse_dtype)
+
+
+_define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, *, bool causal, float scale) -> (Tensor, Tensor)",
+        _attention_shapes)  # fmt: skip
+_define("attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? mask, *, "
+        "bool causal, float scale) -> (Tensor, Tensor, Tensor)",
+        lambda dout, q, k, v, out, lse, mask, causal, scale: (_heads_last(q), _heads_last(k), _heads_last(v)))  # fmt: skip
+
+
+def _attention_save(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
+    q, k, v, mask = inputs
+    ctx.save_for_backward(q, k, v, mask, *output)
+    ctx.options = keyword_only_inputs
+    ctx.mark_non_differentiable(output[1])
+
+
+def _attention_backward(ctx: Any, dout: Tensor, dlse: Any) -> Any:
+    q, k, v, mask, out, lse = ctx.saved_tensors
+    if mask is not None and ctx.needs_input_grad[3]:
+        raise ValueError("the attention mask (a learned bias) asks for a gradient, which attention does not give")
+    dq, dk, dv = _ops.attention_backward(dout, q, k, v, out, lse, mask, **ctx.options)
+    return dq, dk, dv, None
+
+
+_derivative("attention", _attention_save, _attention_backward)
+
+
+# cross entropy: logits[n v], target[n] -> lse[n], picked[n]; the loss of a row is lse - picked
+
+_define("cross_entropy(Tensor logits, Tensor target) -> (Tensor, Tensor)",
+        lambda logits, target: (logits.new_empty(logits.shape[0]), logits.new_empty(logits.shape[0])))  # fmt: skip
+_define("cross_entropy_backward(Tensor dlse, Tensor dpicked, Tensor logits, Tensor target, Tensor lse) -> Tensor",
+        lambda dlse, dpicked, logits, target, lse: torch.empty_like(logits))  # fmt: skip
+
+
+def _cross_entropy_save(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs, output[0])
+
+
+def _cross_entropy_backward(ctx: Any, dlse: Tensor, dpicked: Tensor) -> Any:
+    return _ops.cross_entropy_backward(dlse, dpicked, *ctx.saved_tensors), None
+
+
+_derivative("cross_entropy", _cross_entropy_save, _cross_entropy_backward)
+
+
+# dropout: x, step -> x * mask / (1 - p); the mask depends on (key, step, global element) alone
+
+_define("dropout(Tensor x, Tensor step, *, float p, int key) -> Tensor",
+        lambda x, step, p, key: torch.empty_like(x))  # fmt: skip
+_define("dropout_backward(Tensor dy, Tensor step, *, float p, int key) -> Tensor",
+        lambda dy, step, p, key: torch.empty_like(dy))  # fmt: skip
+
+
+def _dropout_save(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.options = keyword_only_inputs
+
+
+_derivative(
+    "dropout",
+    _dropout_save,
+    lambda ctx, dy: (_ops.dropout_backward(dy, *ctx.saved_tensors, **ctx.options), None),
+)
+
+
+class Capture:
+    """Maps calls of ``torch.nn.functional`` onto whole operators while a model is traced.
+
+    One object serves one trace: it numbers the dropouts, and holds the traced number of the step.
+    """
+
+    def __init__(self, step: Tensor) -> None:
+        self.step = step
+        self.dropouts = 0
+        self.table: dict[Any, Callable[..., Any]] = {
+            F.linear: self.linear,
+            F.scaled_dot_product_attention: self.attention,
+            F.cross_entropy: self.cross_entropy,
+            F.dropout: self.dropout,
+        }
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """As ``F.linear``."""
+        return _ops.linear(x, weight, bias) if x.dim() > 1 else NotImplemented
+
+    def attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """As ``F.scaled_dot_product_attention``; with dropout, its definition step by step."""
+        if query.dim() != 4 or enable_gqa:
+            return NotImplemented
+        scale = 1.0 / sqrt(query.shape[-1]) if scale is None else scale
+        if dropout_p == 0.0:
+            return _ops.attention(query, key, value, attn_mask, causal=is_causal, scale=scale)[0]
+        scores = torch.matmul(query, key.transpose(-2, -1)) * scale
+        if is_causal:
+            seen = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+            scores = scores.masked_fill(seen.logical_not(), float("-inf"))
+        if attn_mask is not None:
+            scores = (
+                scores.masked_fill(attn_mask.logical_not(), float("-inf"))
+                if attn_mask.dtype == torch.bool
+                else scores + attn_mask
+            )
+        return torch.matmul(self.dropout(torch.softmax(scores, -1), dropout_p), value)
+
+    def cross_entropy(
+        self,
+        input: Tensor,  # noqa: A002 (torch's name)
+        target: Tensor,
+        weight: Tensor | None = None,
+        size_average: Any = None,
+        ignore_index: int = -100,
+        reduce: Any = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """As ``F.cross_entropy`` for class indices; other forms stay ATen operators."""
+        plain = weight is None and label_smoothing == 0.0 and size_average is None and reduce is None
+        if not plain or input.dim() != 2 or target.dim() != 1:
+            return NotImplemented
+        lse, picked = _ops.cross_entropy(input, target)
+        counted = target != ignore_index
+        rows = torch.where(counted, lse - picked, lse.new_zeros(()))
+        if reduction == "none":
+            return rows
+        return rows.sum() if reduction == "sum" else rows.sum() / counted.sum()
+
+    def dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: A002
+        """As ``F.dropout``, with a mask that no plan can change."""
+        if not training or p == 0.0:
+            return input
+        self.dropouts += 1
+        return _ops.dropout(input, self.step, p=p, key=self.dropouts)
