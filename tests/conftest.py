@@ -3,11 +3,8 @@
 import pytest
 import torch
 
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    # Workers of pytest-xdist and the ranks they start share few cores.
-    torch.set_num_threads(1)
+# Workers of pytest-xdist and the ranks they start share few cores.
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
