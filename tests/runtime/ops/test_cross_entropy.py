@@ -56,3 +56,19 @@ def test_half_precision_logits_sum_in_float32(dtype):
     assert gradient.dtype == dtype
     _, expected = eager(logits.float(), target)
     torch.testing.assert_close(gradient.float(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_piece_of_masked_logits_adds_nothing():
+    logits = torch.tensor([[-torch.inf, -torch.inf], [0.0, -torch.inf]])
+    target = torch.tensor([5, 0])
+    lse, _ = ops.cross_entropy(logits, target)
+    assert lse.tolist() == [-torch.inf, 0.0]
+    gradient = ops.cross_entropy_backward(torch.ones(2), -torch.ones(2), logits, target, torch.tensor([1.0, 0.0]))
+    assert gradient.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_small_probabilities_keep_their_relative_precision():
+    logits = torch.tensor([[0.0, -40.0, -60.0]])
+    lse, _ = ops.cross_entropy(logits, torch.tensor([7]))
+    gradient = ops.cross_entropy_backward(torch.ones(1), torch.ones(1), logits, torch.tensor([7]), lse)
+    torch.testing.assert_close(gradient, logits.exp(), rtol=1e-5, atol=0)
