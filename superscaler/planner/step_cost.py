@@ -1,0 +1,111 @@
+"""Seconds that one communication step takes: latency plus bytes over bandwidth; pure arithmetic."""
+
+from bisect import bisect_left, bisect_right
+from functools import cache
+from itertools import accumulate
+from math import prod
+
+from superscaler.ir.layout import Layout
+from superscaler.ir.mesh import TIME, Mesh
+from superscaler.planner.cluster import Cluster
+from superscaler.planner.steps import Step, StepKind, space_partial, uses_time
+
+LOCAL_SECONDS = 1e-9
+"""Charged for every step, so that of two equally fast chains the shorter wins."""
+EXCHANGE_PENALTY = 2.0
+"""Many small messages use a link worse than one collective does."""
+SAMPLED_READERS = 16
+"""Of how many receivers an exchange is priced; receivers of a regular layout differ little."""
+
+
+def step_seconds(step: Step, bytes_per_element: int, cluster: Cluster) -> float:
+    """How long all runs of `step` in one training step take, in seconds.
+
+    A step on a value that differs per micro-batch runs once for each.
+    """
+    if step.is_local:
+        return LOCAL_SECONDS
+    runs = step.before.mesh.micro_batches if uses_time(step.before) else 1
+    return LOCAL_SECONDS + runs * _seconds_per_run(step, bytes_per_element, cluster)
+
+
+def local_elements(layout: Layout) -> int:
+    """Elements of the largest piece a device holds, of one micro-batch where time is cut."""
+    return prod(
+        max(layout.pieces[dim] or ())
+        if layout.pieces and layout.pieces[dim]
+        else -(-size // layout.num_pieces(dim))
+        for dim, size in enumerate(layout.sizes)
+    )
+
+
+def _seconds_per_run(step: Step, bytes_per_element: int, cluster: Cluster) -> float:
+    if step.kind is StepKind.EXCHANGE:
+        return _exchange_seconds(step.before, step.after, bytes_per_element, cluster)
+    num_bytes = bytes_per_element * local_elements(step.before)
+    if step.kind is StepKind.SEND:
+        latency, bandwidth = _pairs(step.before.mesh, step.after.mesh, cluster)
+        return latency + num_bytes / bandwidth
+    count = step.before.mesh.size(step.axis)
+    latency, bandwidth = _ring(step.before.mesh, step.axis, cluster)
+    # the ring formulas: every member passes on (n - 1) / n of the larger side, an all-reduce does so twice
+    if step.kind is StepKind.ALL_GATHER:
+        num_bytes = bytes_per_element * local_elements(step.after)
+    rounds = 2 if step.kind is StepKind.ALL_REDUCE else 1
+    return latency + rounds * num_bytes * (count - 1) / count / bandwidth
+
+
+@cache
+def _ring(mesh: Mesh, axis: str, cluster: Cluster) -> tuple[float, float]:
+    """Latency and bandwidth of the slowest group along `axis`."""
+    size = mesh.size(axis)
+    stride = prod(other for _, other in mesh.axes[mesh.names.index(axis) + 1 :])
+    groups = [
+        mesh.devices[first : first + stride * size : stride]
+        for first in range(len(mesh.devices))
+        if first // stride % size == 0
+    ]
+    return max(map(cluster.latency, groups)), min(map(cluster.bandwidth, groups))
+
+
+@cache
+def _pairs(source: Mesh, target: Mesh, cluster: Cluster) -> tuple[float, float]:
+    """Latency and bandwidth of the slowest pair of devices with equal places."""
+    pairs = list(zip(source.devices, target.devices, strict=True))
+    return max(map(cluster.latency, pairs)), min(map(cluster.bandwidth, pairs))
+
+
+def _exchange_seconds(source: Layout, target: Layout, bytes_per_element: int, cluster: Cluster) -> float:
+    """Receivers work at the same time; so do senders, among whom the whole is spread evenly."""
+    devices = target.mesh.devices
+    sampled = devices[:: -(-len(devices) // SAMPLED_READERS)]
+    summands = 1 if space_partial(target) else prod(source.mesh.size(axis) for axis in space_partial(source))
+    bounds = [[0, *accumulate(source.piece_sizes(dim))] for dim in range(len(source.sizes))]
+    sources = set(source.mesh.devices)
+    messages, received = [], []
+    for device in sampled:
+        wanted = _box(target, device)
+        elements = summands * prod(stop - start for start, stop in wanted)
+        count = summands * prod(
+            bisect_left(bound, stop) - bisect_right(bound, start) + 1
+            for bound, (start, stop) in zip(bounds, wanted, strict=True)
+        )
+        if device in sources and (not space_partial(target) or source.mesh == target.mesh):
+            held = [
+                max(0, min(b, d) - max(a, c))
+                for (a, b), (c, d) in zip(wanted, _box(source, device), strict=True)
+            ]
+            elements -= prod(held)
+            count -= all(held)
+        messages.append(count)
+        received.append(elements)
+    slowest = max(max(received), sum(received) / len(sampled) * len(devices) / len(sources))
+    both = source.mesh.devices + target.mesh.devices
+    bandwidth = cluster.intra_node_bandwidth if cluster.same_node(both) else cluster.inter_node_bandwidth
+    seconds = cluster.latency(both) * (1 + max(messages)) + slowest * bytes_per_element / bandwidth
+    return EXCHANGE_PENALTY * seconds
+
+
+def _box(layout: Layout, device: int) -> list[tuple[int, int]]:
+    coordinates = {**layout.mesh.coordinates(device), TIME: 0}
+    return [layout.interval(dim, coordinates) for dim in range(len(layout.sizes))]
