@@ -122,6 +122,22 @@ class Graph:
         return replace(self, operators=operators)
 
 
+def drop_unread(graph: Graph) -> Graph:
+    """Remove operators nobody reads, and tensors nobody mentions."""
+    wanted = {*graph.outputs, *graph.gradients.values(), *graph.updates.values()}
+    kept: list[Operator] = []
+    for operator in reversed(graph.operators):
+        if wanted.intersection(operator.writes):
+            kept.append(operator)
+            wanted.update(operator.reads)
+    written = {name for operator in kept for name in operator.writes}
+    always = (Role.INPUT, Role.PARAMETER, Role.BUFFER, Role.STATE)
+    tensors = {
+        name: tensor for name, tensor in graph.tensors.items() if name in wanted or name in written or tensor.role in always
+    }
+    return replace(graph, operators=tuple(reversed(kept)), tensors=tensors)
+
+
 def map_refs(value: Any, function: Callable[[Ref], Any]) -> Any:
     """Replace every `Ref` inside nested arguments.
 

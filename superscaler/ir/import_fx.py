@@ -14,7 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from superscaler.errors import TraceError
-from superscaler.ir.graph import Graph, Operator, Phase, Ref
+from superscaler.ir.graph import Graph, Operator, Phase, Ref, drop_unread
 from superscaler.ir.kinds import output_labels
 from superscaler.ir.provenance import note_of
 from superscaler.ir.tensor import Role, Tensor
@@ -68,22 +68,6 @@ def import_fx(
         values=importer.constants,
     )
     return drop_unread(graph)
-
-
-def drop_unread(graph: Graph) -> Graph:
-    """Remove operators nobody reads, and tensors nobody mentions."""
-    wanted = {*graph.outputs, *graph.gradients.values(), *graph.updates.values()}
-    kept: list[Operator] = []
-    for operator in reversed(graph.operators):
-        if wanted.intersection(operator.writes):
-            kept.append(operator)
-            wanted.update(operator.reads)
-    written = {name for operator in kept for name in operator.writes}
-    always = (Role.INPUT, Role.PARAMETER, Role.BUFFER, Role.STATE)
-    tensors = {
-        name: tensor for name, tensor in graph.tensors.items() if name in wanted or name in written or tensor.role in always
-    }
-    return replace(graph, operators=tuple(reversed(kept)), tensors=tensors)
 
 
 def _results(captured: GraphModule) -> list[Node | None]:

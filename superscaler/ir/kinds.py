@@ -1,7 +1,7 @@
 """The operator table: per kind its rule in index notation, its function by name, and what a cut changes in its call.
 
 To add an operator, add a row. A rule is text where one line can say it, else a function from the operator's call
-and shapes to such text (`superscaler.ir.shapes_rules`).
+and shapes to such text (`superscaler.ir.shape_rules`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from superscaler.errors import TraceError
-from superscaler.ir.graph import Graph, Operator
+from superscaler.ir.graph import Graph, Operator, Ref
 from superscaler.ir.rules import Rule, RuleMismatch, Shape, bind
 from superscaler.ir.shape_rules import (
     any_piece,
@@ -184,6 +184,24 @@ def rule_of(operator: Operator, graph: Graph) -> tuple[Rule, dict[str, int]]:
             where=operator.source,
             remedy="the rule in superscaler/ir/kinds.py must name each dim of each tensor",
         ) from None
+
+
+def is_linear(operator: Operator) -> bool:
+    """Whether the operator is jointly linear in all it reads; adding a number is not."""
+    pair = operator.kind in ("aten.add.Tensor", "aten.sub.Tensor")
+    return operator.kind in KINDS and KINDS[operator.kind].linear and (not pair or len(operator.reads) == 2)
+
+
+def is_linear(operator: Operator) -> bool:
+    """Whether the call maps summands of all it reads to summands of what it writes.
+
+    ``x + 1`` is of a linear kind and is not linear: every summand would get its own 1.
+    """
+    if operator.kind not in KINDS or not KINDS[operator.kind].linear:
+        return False
+    if operator.kind in ("aten.add.Tensor", "aten.sub.Tensor"):
+        return all(isinstance(argument, Ref) for argument in operator.arguments[:2])
+    return True
 
 
 def declare_rule(kind: str, rule: str, call: str = "") -> None:

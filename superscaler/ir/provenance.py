@@ -5,8 +5,6 @@ note goes to every operator the call leads to, and, through the autograd nodes t
 operator of its backward.
 """
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,10 +14,9 @@ import torch.fx.traceback as fx_traceback
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from superscaler.ir.source_line import user_line
 from superscaler.ir.whole import Capture
 
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_LIBRARIES = (os.path.dirname(torch.__file__), _HERE, os.path.dirname(os.__file__) + os.sep)
 
 
 class Provenance(TorchFunctionMode):
@@ -70,17 +67,6 @@ class Provenance(TorchFunctionMode):
 
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         self.modules.pop()
-
-
-def user_line() -> str:
-    """The innermost line outside torch, the standard library and this package, as ``models/gpt.py:42``."""
-    frame = sys._getframe(1)  # noqa: SLF001
-    while frame is not None:
-        filename = frame.f_code.co_filename
-        if not filename.startswith(_LIBRARIES) and not filename.startswith("<"):
-            return f"{os.path.relpath(filename)}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
 
 
 def note_of(meta: dict[str, Any]) -> dict[str, Any]:

@@ -11,16 +11,22 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from superscaler.errors import TraceError
 from superscaler.ir.graph import Graph, Operator, Phase, Ref
-from superscaler.ir.import_fx import import_fx
+from superscaler.ir.functional import without_mutations
+from superscaler.ir.import_fx import import_fx, kind_of
 from superscaler.ir.optimizers import Optimizer
-from superscaler.ir.provenance import Provenance, noting, user_line
+from superscaler.ir.provenance import Provenance, noting
+from superscaler.ir.source_line import failing_line, user_line
 from superscaler.ir.tensor import Role, Tensor
 from superscaler.ir.verify import verify_graph
 from superscaler.ir.whole import Capture
@@ -56,17 +62,17 @@ def trace(
         TraceError: The model branches on the values of tensors, its loss is no scalar, or it holds an
             operator that cannot be captured.
     """
-    arguments = _bind(model, args, kwargs or {})
+    bound = _bind(model, args, kwargs or {})
     parameters = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
     trainable = [key for key, value in parameters.items() if value.requires_grad] if optimizer else []
-    captured = _capture(model, arguments, parameters, buffers, loss, trainable)
+    captured = _capture(model, bound, {**parameters, **buffers}, loss, trainable)
     graph = import_fx(
         captured,
         name or type(model).__name__.lower(),
         parameters=list(parameters),
         buffers=list(buffers),
-        inputs=[label for label, value in _leaves(arguments) if isinstance(value, torch.Tensor)],
+        inputs=_input_names(bound, {*parameters, *buffers, STEP}),
         trainable=trainable,
         step=STEP,
     )
@@ -79,39 +85,45 @@ def trace(
     return graph
 
 
-def _bind(model: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _bind(model: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
     """The inputs by the names of ``forward``'s parameters: all of them, and none left over."""
     if isinstance(args, torch.Tensor):
         args = (args,)
     positional, named = ((), {**args, **kwargs}) if isinstance(args, Mapping) else (tuple(args), dict(kwargs))
     try:
-        bound = inspect.signature(model.forward).bind(*positional, **named)
+        return inspect.signature(model.forward).bind(*positional, **named)
     except TypeError as error:
         raise TraceError(
             f"the example inputs do not fit {type(model).__name__}.forward: {error}",
             where=user_line(),
             remedy=f"its parameters are {inspect.signature(model.forward)}",
         ) from None
-    return dict(bound.arguments)
 
 
-def _leaves(arguments: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Every leaf of the inputs with a readable name."""
-    flat, _ = pytree.tree_flatten_with_path(arguments)
-    return [("_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path), leaf) for path, leaf in flat]
+def _input_names(bound: inspect.BoundArguments, taken: set[str]) -> list[str]:
+    """A readable name per tensor among the inputs, different from the names in `taken`."""
+    spread = {name for name, item in bound.signature.parameters.items() if item.kind is item.VAR_KEYWORD}
+    names: list[str] = []
+    for path, leaf in pytree.tree_flatten_with_path(dict(bound.arguments))[0]:
+        keys = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
+        name = "_".join(keys[1:] if keys[0] in spread else keys)
+        while isinstance(leaf, torch.Tensor) and name in taken:
+            name += "_input"
+        if isinstance(leaf, torch.Tensor):
+            taken.add(name)
+            names.append(name)
+    return names
 
 
 def _capture(
     model: torch.nn.Module,
-    arguments: dict[str, Any],
-    parameters: Mapping[str, torch.Tensor],
-    buffers: Mapping[str, torch.Tensor],
+    bound: inspect.BoundArguments,
+    stored: Mapping[str, torch.Tensor],
     loss: Callable[[Any], torch.Tensor] | None,
     trainable: list[str],
 ) -> torch.fx.GraphModule:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    leaves, structure = pytree.tree_flatten(arguments)
-    stored = {**parameters, **buffers}
+    leaves, structure = pytree.tree_flatten(dict(bound.arguments))
     with fake:
         stored_fakes = [_fake(value, key in trainable) for key, value in stored.items()]
         leaf_fakes = [_fake(leaf, False) for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -123,7 +135,8 @@ def _capture(
         rebuilt = [next(fed) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         values = dict(zip(stored, stored_values, strict=True))
         with provenance, provenance.watching(model):
-            output = torch.func.functional_call(model, values, kwargs=pytree.tree_unflatten(rebuilt, structure))
+            call = inspect.BoundArguments(bound.signature, pytree.tree_unflatten(rebuilt, structure))
+            output = torch.func.functional_call(model, values, call.args, call.kwargs)
             target = _scalar(output, loss, model) if trainable else None
         if target is None:
             return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
@@ -133,9 +146,20 @@ def _capture(
 
     try:
         with torch.enable_grad() if trainable else torch.no_grad():
-            return make_fx(joint, tracing_mode="fake", _allow_non_fake_inputs=True)(stored_fakes, leaf_fakes, step)
+            captured = make_fx(joint, tracing_mode="fake", _allow_non_fake_inputs=True)(stored_fakes, leaf_fakes, step)
     except (DataDependentOutputException, GuardOnDataDependentSymNode) as error:
-        raise _data_dependent(model, error) from None
+        raise TraceError(
+            f"{type(model).__name__} decides by the value of a tensor ({error}): such a model is not one graph",
+            where=failing_line(error),
+            remedy="replace the branch by torch.where, or move the decision out of the model",
+        ) from None
+    except UnsupportedOperatorException as error:
+        raise TraceError(
+            f"{type(model).__name__} calls an operator that does not tell the shapes of its results: {error.func}",
+            where=failing_line(error),
+            remedy=f'declare them with torch.library.register_fake("{kind_of(error.func).replace(".", "::")}")',
+        ) from None
+    return without_mutations(captured, (stored_fakes, leaf_fakes, step))
 
 
 def _fake(value: torch.Tensor, requires_grad: bool) -> torch.Tensor:
@@ -160,22 +184,6 @@ def _scalar(output: Any, loss: Callable[[Any], torch.Tensor] | None, model: torc
     return value
 
 
-def _data_dependent(model: torch.nn.Module, error: Exception) -> TraceError:
-    """The error for control flow on values, with the user's line out of the traceback."""
-    line, trace_ = "", error.__traceback__
-    package = torch.__file__.rsplit("/", 1)[0]
-    while trace_ is not None:
-        filename = trace_.tb_frame.f_code.co_filename
-        if not filename.startswith(package) and "superscaler" not in filename:
-            line = f"{filename}:{trace_.tb_lineno}"
-        trace_ = trace_.tb_next
-    return TraceError(
-        f"{type(model).__name__} decides by the value of a tensor ({error}): such a model is not one graph",
-        where=line,
-        remedy="replace the branch by torch.where, or move the decision out of the model",
-    )
-
-
 def _append_updates(graph: Graph, optimizer: Optimizer, trainable: list[str]) -> Graph:
     """Add the optimizer's operator for every parameter that has a gradient."""
     tensors = dict(graph.tensors)
@@ -188,6 +196,7 @@ def _append_updates(graph: Graph, optimizer: Optimizer, trainable: list[str]) ->
         parameter = tensors[key]
         states = [f"{key}/{state}" for state in optimizer.states]
         fresh = [f"{name}/new" for name in (key, *states)]
+        refs = tuple(Ref(index) for index in range(3 + len(states)))
         for name in states:
             tensors[name] = Tensor(name, parameter.shape, parameter.dtype, Role.STATE)
         for name in fresh:
@@ -199,7 +208,7 @@ def _append_updates(graph: Graph, optimizer: Optimizer, trainable: list[str]) ->
                 optimizer.kind,
                 (key, gradient, *states, STEP),
                 tuple(fresh),
-                tuple(Ref(index) for index in range(3 + len(states))),
+                refs if states else (*refs[:2], *[None] * len(optimizer.slots), refs[-1]),
                 optimizer.options,
                 Phase.UPDATE,
                 key.rpartition(".")[0],

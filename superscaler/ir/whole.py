@@ -97,8 +97,13 @@ _derivative("attention", _attention_save, _attention_backward)
 
 # cross entropy: logits[n v], target[n] -> lse[n], picked[n]; the loss of a row is lse - picked
 
-_define("cross_entropy(Tensor logits, Tensor target) -> (Tensor, Tensor)",
-        lambda logits, target: (logits.new_empty(logits.shape[0]), logits.new_empty(logits.shape[0])))  # fmt: skip
+
+def _cross_entropy_shapes(logits: Tensor, target: Tensor) -> Any:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return logits.new_empty(logits.shape[0], dtype=dtype), logits.new_empty(logits.shape[0], dtype=dtype)
+
+
+_define("cross_entropy(Tensor logits, Tensor target) -> (Tensor, Tensor)", _cross_entropy_shapes)
 _define("cross_entropy_backward(Tensor dlse, Tensor dpicked, Tensor logits, Tensor target, Tensor lse) -> Tensor",
         lambda dlse, dpicked, logits, target, lse: torch.empty_like(logits))  # fmt: skip
 

@@ -39,18 +39,19 @@ def adamw_(
 
 
 def sgd(
-    p: Tensor, g: Tensor, momentum_buffer: Tensor | None, step: int | Tensor, *, lr: float, momentum: float = 0.0,
-    weight_decay: float = 0.0,
-) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
-    """One step of ``torch.optim.SGD``: the new parameter, and the new momentum buffer where one is given.
+    p: Tensor, g: Tensor, *buffer_and_step: int | Tensor, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
+) -> Tensor | tuple[Tensor, Tensor]:
+    """One step of ``torch.optim.SGD``: ``sgd(p, g, step)``, or with momentum ``sgd(p, g, buffer, step)``.
 
-    The first step sets the buffer to the gradient, whatever it held.
+    Returns the new parameter, and after it the new momentum buffer where one is given. The first step sets
+    the buffer to the gradient, whatever it held.
     """
+    *buffers, step = buffer_and_step
     if weight_decay:
         g = torch.add(g, p, alpha=weight_decay)
-    if momentum_buffer is None:
+    if not buffers:
         return torch.add(p, g, alpha=-lr)
-    buffer = g.clone() if int(step) == 1 else (momentum_buffer * momentum).add_(g)
+    buffer = g.clone() if int(step) == 1 else (buffers[0] * momentum) + g
     return torch.add(p, buffer, alpha=-lr), buffer
 
 

@@ -1,0 +1,258 @@
+"""Lower: a Plan becomes one Program per stage: the stage's part of the global sequence of events.
+
+Whole sizes in arguments become local ones, steps on fine dims become operations on real dims (with a reshape around
+them where a dim is cut inside), and transfers between stages become a send here and a receive there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from superscaler.codegen.program import (
+    Collective,
+    Compute,
+    Exchange,
+    Instruction,
+    Keep,
+    LocalValue,
+    Mask,
+    Offset,
+    Program,
+    Receive,
+    Send,
+    Slice,
+    Store,
+)
+from superscaler.ir.axes import Axes
+from superscaler.ir.graph import Operator, Phase, Ref
+from superscaler.ir.kinds import KINDS
+from superscaler.ir.layout import Extent, Layout
+from superscaler.ir.tensor import Role
+from superscaler.planner import materialize as events
+from superscaler.planner.materialize import PHASES, MaterializedGraph
+from superscaler.planner.plan import Plan
+from superscaler.planner.steps import Step, StepKind
+
+
+def lower(plan: Plan) -> tuple[Program, ...]:
+    """One program per stage."""
+    materialized = plan.materialized
+    builders = [_Lowering(materialized, stage) for stage in range(len(materialized.stages))]
+    for phase in PHASES:
+        for number, event in enumerate(materialized.events[phase]):
+            for builder in builders:
+                builder.add(phase, event, f"{phase.lower()}{number}")
+    return tuple(
+        builder.program(plan.schedule.rows[builder.stage]) for builder in builders
+    )
+
+
+def local_shape(axes: Axes, tensor: str, layout: Layout) -> tuple[Extent, ...]:
+    """Local size per dim of a tensor."""
+    shape, position = [], 0
+    for dim in axes.dims[tensor]:
+        extent = Extent(1)
+        for _ in dim:
+            extent = extent * layout.extent(position)
+            position += 1
+        shape.append(extent)
+    return tuple(shape)
+
+
+def fine_shape(layout: Layout) -> tuple[Extent, ...]:
+    """Local size per fine dim."""
+    return tuple(layout.extent(dim) for dim in range(len(layout.sizes)))
+
+
+@dataclass
+class _Lowering:
+    materialized: MaterializedGraph
+    stage: int
+    values: dict[str, LocalValue] = field(default_factory=dict)
+    bodies: dict[Phase, list[Instruction]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
+
+    def __post_init__(self) -> None:
+        self.graph, self.axes = self.materialized.graph, self.materialized.placed.axes
+        self.mesh = self.materialized.stages[self.stage]
+        self.stored = tuple(name for name in self.materialized.stored if self._is_here(name))
+        self.fed = tuple(name for name in self.materialized.fed if self._is_here(name))
+        for name in (*self.stored, *self.fed):
+            self._declare(name)
+
+    def program(self, tasks: Sequence[Any]) -> Program:
+        """What has been gathered."""
+        outputs = {name: value for name, value in self.materialized.outputs.items() if self._is_here(value)}
+        bodies = {phase: tuple(body) for phase, body in self.bodies.items()}
+        return Program(self.stage, self.mesh, self.values, self.stored, self.fed, bodies, tuple(tasks), outputs, self.graph)
+
+    def _is_here(self, value: str) -> bool:
+        return self.materialized.values[value].layout.mesh == self.mesh
+
+    def _declare(self, name: str) -> str:
+        value = self.materialized.values[name]
+        tensor = self.graph.tensors[value.tensor]
+        self.values[name] = LocalValue(
+            name, value.tensor, tensor.dtype, local_shape(self.axes, value.tensor, value.layout), value.layout
+        )
+        return name
+
+    def add(self, phase: Phase, event: events.Event, label: str) -> None:
+        """Append the stage's part of one event."""
+        match event:
+            case events.Run(operator=name) if self.materialized.placed.placements[name].mesh == self.mesh:
+                self.bodies[phase].append(self._compute(event))
+            case events.Transfer():
+                self._transfer(phase, event, label)
+            case events.Keep(read=read, write=write, add=add) if self._is_here(read):
+                self.bodies[phase].append(Keep(read, self._declare(write), add))
+            case events.Store(read=read, write=write) if self._is_here(read):
+                self.bodies[phase].append(Store(read, write))
+
+    # operators
+
+    def _compute(self, event: events.Run) -> Compute:
+        operator = self.graph.by_name[event.operator]
+        writes = tuple(self._declare(name) for name in event.writes)
+        arguments, keywords = self._local_arguments(operator)
+        return Compute(operator.name, operator.kind, event.reads, writes, arguments, keywords)
+
+    def _local_arguments(self, operator: Operator) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
+        kind = KINDS[operator.kind]
+        arguments, keywords = list(operator.arguments), dict(operator.keywords)
+        placed = self.materialized.placed
+        if kind.shape_argument is not None:
+            layout = placed.writes(operator)[0]
+            arguments[kind.shape_argument] = list(local_shape(self.axes, operator.writes[0], layout))
+        for keyword, letter in (kind.starts or {}).items():
+            offset = self._letter_start(operator, letter)
+            if offset.axes:
+                keywords[keyword] = offset
+        for keyword, letter in (kind.lengths or {}).items():
+            keywords[keyword] = self._letter_length(operator, letter)
+        if kind.boxed:
+            layout = placed.writes(operator)[0]
+            if any(layout.cuts):
+                keywords["starts"] = [_start(layout, dim) for dim in range(len(layout.sizes))]
+                keywords["local"] = list(fine_shape(layout))
+                keywords["whole"] = list(layout.sizes)
+        return tuple(arguments), tuple(keywords.items())
+
+    def _letter_layout(self, operator: Operator, letter: str) -> tuple[Layout, list[int]]:
+        """A layout that holds the letter, and the fine dims of the letter in it."""
+        placed, rule = self.materialized.placed, self.axes.rules[operator.name]
+        terms = [*zip(rule.reads, placed.reads(operator), strict=True), *zip(rule.writes, placed.writes(operator), strict=True)]
+        for term, layout in terms:
+            names = [name for name, _ in self.axes.slots(operator.name, term)]
+            if letter in names and layout is not None:
+                return layout, [dim for dim, name in enumerate(names) if name == letter]
+        raise AssertionError((operator.name, letter))
+
+    def _letter_start(self, operator: Operator, letter: str) -> Offset:
+        layout, dims = self._letter_layout(operator, letter)
+        return _start(layout, dims[0], prod(layout.sizes[dim] for dim in dims[1:]))
+
+    def _letter_length(self, operator: Operator, letter: str) -> Extent:
+        layout, dims = self._letter_layout(operator, letter)
+        extent = Extent(1)
+        for dim in dims:
+            extent = extent * layout.extent(dim)
+        return extent
+
+    # steps
+
+    def _transfer(self, phase: Phase, event: events.Transfer, label: str) -> None:
+        step, here = event.step, (self._is_here(event.read), self._is_here(event.write))
+        body = self.bodies[phase]
+        if step.kind is StepKind.EXCHANGE:
+            if any(here):
+                write = self._declare(event.write) if here[1] else ""
+                body.append(Exchange(step, label, event.read if here[0] else "", write, event.reason))
+        elif step.kind is StepKind.SEND:
+            stages = self.materialized.stages
+            if here[0]:
+                body.append(Send(step, event.read, stages.index(self.materialized.values[event.write].layout.mesh)))
+            if here[1]:
+                sender = stages.index(self.materialized.values[event.read].layout.mesh)
+                body.append(Receive(step, self._declare(event.write), sender, event.reason))
+        elif here[0]:
+            self._within_stage(body, step, event)
+
+    def _within_stage(self, body: list[Instruction], step: Step, event: events.Transfer) -> None:
+        write = self._declare(event.write)
+        if step.kind is StepKind.MASK:
+            body.append(Mask(step, event.read, write))
+            return
+        tensor = self.values[write].tensor
+        dims = [dim for dim in (step.dim, step.from_dim) if dim >= 0]
+        positions = [self._real_dim(tensor, dim) for dim in dims]
+        if None not in positions and not (step.kind is StepKind.SLICE and self._uneven_inside(tensor, step)):
+            real = dict(zip(dims, positions, strict=True))
+            inner = self._inner(tensor, step) if step.kind is StepKind.SLICE else 1
+            places = real.get(step.dim, -1), real.get(step.from_dim, -1)
+            body.append(_on_dims(step, event.read, write, *places, inner, event.reason))
+            return
+        before = self._reshape(body, event.read, f"{write}|before", step.before, fine=True)
+        after = f"{write}|after"
+        self.values[after] = LocalValue(after, tensor, self.values[write].dtype, fine_shape(step.after), step.after, True)
+        body.append(_on_dims(step, before, after, step.dim, step.from_dim, 1, event.reason))
+        self._reshape(body, after, write, step.after, fine=False)
+
+    def _reshape(self, body: list[Instruction], read: str, write: str, layout: Layout, *, fine: bool) -> str:
+        source = self.values[read]
+        shape = fine_shape(layout) if fine else local_shape(self.axes, source.tensor, layout)
+        self.values[write] = LocalValue(write, source.tensor, source.dtype, shape, layout, fine)
+        body.append(Compute("", "reshape", (read,), (write,), (Ref(0), list(shape))))
+        return write
+
+    def _uneven_inside(self, tensor: str, step: Step) -> bool:
+        """Whether a fine dim inside the real dim that is sliced has pieces of several sizes."""
+        position = 0
+        for dim in self.axes.dims[tensor]:
+            if position == step.dim:
+                return any(step.before.extent(position + i).tables for i in range(1, len(dim)))
+            position += len(dim)
+        return False
+
+    def _inner(self, tensor: str, step: Step) -> int:
+        """Local elements of a real dim per element of the fine dim that leads it; even, or this is no slice."""
+        position = 0
+        for dim in self.axes.dims[tensor]:
+            if position == step.dim:
+                extents = [step.before.extent(position + i) for i in range(1, len(dim))]
+                assert not any(extent.tables for extent in extents), step
+                return prod(extent.constant for extent in extents)
+            position += len(dim)
+        raise AssertionError(step)
+
+    def _real_dim(self, tensor: str, fine: int) -> int | None:
+        """The real dim that a fine dim leads, so that pieces of the one are pieces of the other."""
+        position = 0
+        for real, dim in enumerate(self.axes.dims[tensor]):
+            if position == fine:
+                return real
+            position += len(dim)
+        return None
+
+
+def _on_dims(step: Step, read: str, write: str, dim: int, from_dim: int, inner: int, reason: str) -> Instruction:
+    """One step on real dims; `inner` elements of the real dim stand for one of the fine dim."""
+    if step.kind is not StepKind.SLICE:
+        return Collective(step, read, write, dim, from_dim, reason)
+    outer = step.before.cuts[step.dim]
+    after = step.after
+    length = after.extent(step.dim)
+    if outer:  # the piece is a piece of what is held already: even, by the rules of a slice
+        count = after.mesh.size(step.axis)
+        size = after.piece_sizes(step.dim)[0]
+        start = Offset((step.axis,), (size,) * count, inner)
+    else:
+        start = Offset(after.cuts[step.dim], after.piece_sizes(step.dim), inner)
+    return Slice(step, read, write, dim, start, Extent(inner * length.constant, length.tables))
+
+
+def _start(layout: Layout, dim: int, scale: int = 1) -> Offset:
+    """Where a device's piece of a fine dim starts."""
+    if not layout.cuts[dim]:
+        return Offset((), (), scale)
+    return Offset(layout.cuts[dim], layout.piece_sizes(dim), scale)

@@ -1,0 +1,212 @@
+"""Completion: every operator gets a place and its cuts from what the script said, with the reason.
+
+Places: an operator the script did not place goes with its forward operator, else with the operators it reads from,
+else with those that read from it; an optimizer update goes with the first reader of its parameter. Cuts: a cut axis
+is cut in every operator it runs through. A linear operator all of whose reads are summands over the same mesh
+axes passes the summands on, so that they are summed once, later.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from superscaler.errors import PlanError
+from superscaler.ir.graph import Graph, Operator, Phase
+from superscaler.ir.mesh import TIME, Mesh
+from superscaler.ir.tensor import Role
+from superscaler.planner.micro_batches import batch_axes, batch_letter, find_phases
+from superscaler.planner.placement import PlacedGraph, Placement, letters_of, operand_layout, passes_summands
+from superscaler.planner.planner import Cut, Planner
+
+
+def complete(planner: Planner, micro_batches: int) -> PlacedGraph:
+    """Derive the whole plan's space from a script's decisions.
+
+    Raises:
+        PlanError: An operator cannot be placed, or would be cut twice over one mesh axis, or into more pieces than
+            it has elements.
+    """
+    graph, axes = planner.graph, planner.axes
+    reasons = {operator.name: list(planner.notes.get(operator.name, ())) for operator in graph.operators}
+    places = _complete_places(planner, reasons)
+    if micro_batches > 1:
+        places = {name: replace(mesh, micro_batches=micro_batches) for name, mesh in places.items()}
+    phases = find_phases(graph, axes, micro_batches, places)
+    by_operator = _cuts_by_operator(planner)
+    batch = batch_axes(graph, axes)
+    placements: dict[str, Placement] = {}
+    partial: dict[str, tuple[str, ...]] = {}
+    for operator in graph.operators:
+        placement = _own_cuts(planner, operator, places[operator.name], by_operator[operator.name], reasons[operator.name])
+        if micro_batches > 1 and phases[operator.name] in (Phase.FORWARD, Phase.BACKWARD):
+            placement = _cut_in_time(planner, operator, placement, batch)
+        placement = _pass_summands(graph, operator, placement, places, partial, reasons[operator.name])
+        placements[operator.name] = placement
+        for name, term in zip(operator.writes, axes.rules[operator.name].writes, strict=True):
+            layout = operand_layout(axes, operator, name, term, placement, written=True)
+            partial[name] = layout.partial if layout.reducer == "sum" else ()
+    _check_sizes(planner, placements)
+    return PlacedGraph(graph, axes, placements, phases, {name: tuple(lines) for name, lines in reasons.items()})
+
+
+# places
+
+
+def _complete_places(planner: Planner, reasons: dict[str, list[str]]) -> dict[str, Mesh]:
+    graph = planner.graph
+    places = dict(planner.places)
+    unknown = set(places) - set(graph.by_name)
+    assert not unknown, unknown
+    only = set(places.values())
+    if len(only) == 1 and len(places) < len(graph.operators):
+        (mesh,) = only
+        for operator in graph.operators:
+            if operator.name not in places:
+                reasons[operator.name].append(f"placed on {mesh}: the plan uses no other devices")
+                places[operator.name] = mesh
+        return places
+    number = {mesh: i for i, mesh in enumerate(dict.fromkeys(places.values()))}
+
+    def put(operator: Operator, candidates: Iterable[Operator], latest: bool, why: str) -> None:
+        placed = [other for other in candidates if other.name in places]
+        if operator.name in places or not placed:
+            return
+        choose = max if latest else min
+        other = choose(placed, key=lambda candidate: number[places[candidate.name]])
+        places[operator.name] = places[other.name]
+        reasons[operator.name].append(f"placed on {places[other.name]}: {why} {other.name!r}")
+
+    forwards: dict[int, Operator] = {}
+    for operator in graph.operators:
+        if operator.phase is Phase.FORWARD and operator.origin >= 0:
+            forwards.setdefault(operator.origin, operator)
+    forward = [operator for operator in graph.operators if operator.phase in (Phase.FORWARD, Phase.PREPARE)]
+    for operator in forward:
+        put(operator, _writers(graph, operator), True, "it reads from")
+    for operator in reversed(forward):
+        put(operator, _readers(graph, operator), False, "it is read by")
+    for operator in forward:
+        put(operator, _writers(graph, operator), True, "it reads from")
+    for operator in graph.operators:
+        if operator.phase is Phase.BACKWARD and operator.origin in forwards:
+            put(operator, [forwards[operator.origin]], True, "it is the backward of")
+        if operator.phase is Phase.UPDATE:
+            home = [reader for reader in graph.readers[operator.reads[0]] if reader.phase is not Phase.UPDATE]
+            put(operator, home[:1], True, "its parameter is first read by")
+        put(operator, _writers(graph, operator), True, "it reads from")
+    for operator in reversed(graph.operators):
+        put(operator, _readers(graph, operator), False, "it is read by")
+    for operator in graph.operators:
+        if operator.name not in places:
+            raise PlanError(
+                f"the operator {operator.name!r} is not placed: neither it nor any operator beside it was assigned",
+                where=operator.source,
+                remedy=f"add p.assign(p.select({operator.module or operator.name!r}), devices) to the plan script",
+            )
+    return places
+
+
+def _writers(graph: Graph, operator: Operator) -> list[Operator]:
+    return [graph.writer[name] for name in operator.reads if name in graph.writer]
+
+
+def _readers(graph: Graph, operator: Operator) -> list[Operator]:
+    return [reader for name in operator.writes for reader in graph.readers[name]]
+
+
+# cuts
+
+
+def _cuts_by_operator(planner: Planner) -> dict[str, list[Cut]]:
+    """Per operator the cuts that may hold for it, in the script's order."""
+    carries: dict[int, list[str]] = {}
+    for name, letters in planner.axes.letters.items():
+        for index in {axis.index for parts in letters.values() for axis in parts}:
+            carries.setdefault(index, []).append(name)
+    table: dict[str, list[Cut]] = {operator.name: [] for operator in planner.graph.operators}
+    for cut in planner.cuts:
+        for name in cut.operators if cut.operators is not None else carries.get(cut.axis.index, ()):
+            table[name].append(cut)
+    return table
+
+
+def _own_cuts(planner: Planner, operator: Operator, mesh: Mesh, cuts: list[Cut], reasons: list[str]) -> Placement:
+    chosen: dict[tuple[str, int], list[str]] = {}
+    pieces: dict[int, tuple[int, ...]] = {}
+    owner: dict[str, Cut] = {}
+    for cut in cuts:
+        if cut.over not in mesh.names:
+            reasons.append(f"not cut along {cut.axis}: its devices, {mesh}, have no mesh axis {cut.over!r}")
+            continue
+        letters = (cut.letter,) if cut.letter else letters_of(planner.axes, operator, cut.axis)
+        if not letters:
+            reasons.append(f"not cut along {cut.axis} over {cut.over}: {operator.kind} needs it whole")
+            continue
+        if cut.over in owner:
+            if owner[cut.over].axis == cut.axis:
+                continue
+            raise PlanError(
+                f"{operator.name!r} would be cut twice over {cut.over!r}: along {owner[cut.over].axis} "
+                f"({owner[cut.over].where}) and along {cut.axis}",
+                where=cut.where,
+                remedy="cut one of the two axes, or the second over another mesh axis",
+            )
+        owner[cut.over] = cut
+        chosen.setdefault((letters[0], cut.axis.index), []).append(cut.over)
+        if cut.pieces:
+            pieces[cut.axis.index] = cut.pieces
+        reasons.append(f"cut along {cut.axis} over {cut.over} by {cut.where}")
+    return Placement(
+        mesh, tuple((key, tuple(names)) for key, names in chosen.items()), (), tuple(pieces.items())
+    )
+
+
+def _cut_in_time(planner: Planner, operator: Operator, placement: Placement, batch: tuple) -> Placement:
+    """Cut the batch into micro-batches, outside every cut over devices."""
+    carried = batch_letter(planner.axes, operator, batch)
+    if carried is None:
+        return placement
+    letter, axis = carried
+    cuts = dict(placement.cuts)
+    key = (letter, axis.index)
+    cuts[key] = (TIME, *cuts.get(key, ()))
+    return replace(placement, cuts=tuple(cuts.items()))
+
+
+def _pass_summands(
+    graph: Graph,
+    operator: Operator,
+    placement: Placement,
+    places: dict[str, Mesh],
+    partial: dict[str, tuple[str, ...]],
+    reasons: list[str],
+) -> Placement:
+    reads = [name for name in operator.reads if graph.tensors[name].role is not Role.STEP]
+    if not reads or not passes_summands(operator, graph):
+        return placement
+    if any(name not in graph.writer or places[graph.writer[name].name] != placement.mesh for name in reads):
+        return placement
+    shared = [axis for axis in partial[reads[0]] if all(axis in partial[name] for name in reads)]
+    shared = [axis for axis in shared if axis not in placement.used]
+    if not shared:
+        return placement
+    reasons.append(f"passes summands over {', '.join(shared)} on: it is linear, so they are summed once, later")
+    return replace(placement, values=tuple(shared))
+
+
+def _check_sizes(planner: Planner, placements: dict[str, Placement]) -> None:
+    for operator in planner.graph.operators:
+        placement = placements[operator.name]
+        letters = planner.axes.letters[operator.name]
+        for (letter, index), names in placement.cuts:
+            axis = next(axis for axis in letters[letter] if axis.index == index)
+            count = 1
+            for name in names:
+                count *= placement.mesh.size(name)
+            outer = placement.mesh.size(names[0])
+            if count > axis.size or (names[0] == TIME and axis.size % outer):
+                raise PlanError(
+                    f"the axis {axis} of {operator.name!r} cannot be cut into {count} pieces over {', '.join(names)}: "
+                    f"it has {axis.size} elements",
+                    where=operator.source,
+                    remedy=f"use a product of {', '.join(names)} that divides {axis.size}",
+                )

@@ -1,0 +1,364 @@
+"""Materialize: data dependencies restored: wherever a reader wants another Layout than the writer left, steps are inserted.
+
+The result is one global sequence of events per phase. Every stage's program is the part of it that concerns the
+stage, so that all stages see their messages in one order.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
+
+from superscaler.errors import PlanError
+from superscaler.ir.graph import Graph, Operator, Phase
+from superscaler.ir.layout import Layout
+from superscaler.ir.mesh import TIME, Mesh
+from superscaler.ir.tensor import DTYPE_BYTES, Role
+from superscaler.planner.cluster import Cluster
+from superscaler.planner.placement import PlacedGraph
+from superscaler.planner.steps import Step, StepKind
+from superscaler.planner.transitions import find_path, path_seconds
+
+PHASES = (Phase.PREPARE, Phase.FORWARD, Phase.BACKWARD, Phase.UPDATE)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One logical tensor in one Layout, as programs hold it."""
+
+    name: str
+    tensor: str
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An operator runs: on values in the layouts its placement asks for."""
+
+    operator: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One step turns a value into another of the same tensor."""
+
+    step: Step
+    read: str
+    write: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """A value of one micro-batch is kept for the rest of the step: added up, or the last one kept."""
+
+    read: str
+    write: str
+    add: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A stored tensor takes its new value."""
+
+    read: str
+    write: str
+
+
+Event = Run | Transfer | Keep | Store
+
+
+@dataclass(frozen=True)
+class MaterializedGraph:
+    """A placed graph with every data dependency restored."""
+
+    placed: PlacedGraph
+    stages: tuple[Mesh, ...]
+    """The device groups, in the order of the forward pass."""
+    values: Mapping[str, Value]
+    events: Mapping[Phase, tuple[Event, ...]]
+    stored: tuple[str, ...]
+    """Values that outlive a step: parameters, buffers, optimizer states, one per stage and layout that reads them."""
+    fed: tuple[str, ...]
+    """Values of inputs, one per stage and layout that reads them."""
+    outputs: Mapping[str, str]
+    """Graph output -> the value that holds it."""
+
+    @property
+    def graph(self) -> Graph:
+        """The logical graph."""
+        return self.placed.graph
+
+    def stage_of(self, value: str) -> int:
+        """Which stage holds a value."""
+        return self.stages.index(self.values[value].layout.mesh)
+
+
+def materialize(
+    placed: PlacedGraph, cluster: Cluster, orders: Iterable[tuple[str, str]] = ()
+) -> MaterializedGraph:
+    """Insert communication and bring everything into one order.
+
+    Args:
+        placed: The graph with its placements complete.
+        cluster: What communication costs.
+        orders: Pairs (first, then) of operators a plan script ordered.
+
+    Raises:
+        PlanError: The orders contradict each other or the data, or a layout cannot be reached.
+    """
+    builder = _Builder(placed, cluster)
+    operators = _ordered(placed, orders)
+    builder.place_stored(operators)
+    for phase in PHASES:
+        for operator in operators:
+            if placed.phases[operator.name] is phase:
+                builder.run(operator, phase)
+    builder.finish()
+    return MaterializedGraph(
+        placed,
+        builder.stages,
+        builder.values,
+        {phase: tuple(builder.events[phase]) for phase in PHASES},
+        tuple(builder.stored),
+        tuple(builder.fed),
+        builder.outputs,
+    )
+
+
+def _ordered(placed: PlacedGraph, orders: Iterable[tuple[str, str]]) -> tuple[Operator, ...]:
+    """Graph order, changed as little as the script's orders demand."""
+    orders = list(orders)
+    graph = placed.graph
+    if not orders:
+        return graph.operators
+    position = {operator.name: i for i, operator in enumerate(graph.operators)}
+    sorter: TopologicalSorter[str] = TopologicalSorter({name: set() for name in position})
+    for operator in graph.operators:
+        for name in operator.reads:
+            if name in graph.writer:
+                sorter.add(operator.name, graph.writer[name].name)
+    for first, then in orders:
+        if placed.placements[first].mesh == placed.placements[then].mesh:
+            sorter.add(then, first)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        raise PlanError(
+            "the orders contradict each other or the data: " + " -> ".join(map(repr, error.args[1])),
+            where=graph.operator(error.args[1][0]).source,
+            remedy="drop one of the p.order(...) calls that make this cycle",
+        ) from None
+    ready: list[str] = []
+    result: list[Operator] = []
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()], key=position.__getitem__)
+        name = ready.pop(0)
+        result.append(graph.by_name[name])
+        sorter.done(name)
+    return tuple(result)
+
+
+@dataclass
+class _Version:
+    """A value and the phase that makes it."""
+
+    value: str
+    phase: Phase
+
+
+@dataclass
+class _Builder:
+    placed: PlacedGraph
+    cluster: Cluster
+    stages: tuple[Mesh, ...] = ()
+    values: dict[str, Value] = field(default_factory=dict)
+    events: dict[Phase, list[Event]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
+    versions: dict[str, dict[Layout, _Version]] = field(default_factory=dict)
+    kept: dict[str, dict[Layout, _Version]] = field(default_factory=dict)
+    written: dict[str, _Version] = field(default_factory=dict)
+    stored: list[str] = field(default_factory=list)
+    fed: list[str] = field(default_factory=list)
+    outputs: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.graph = self.placed.graph
+        forward = [o for o in self.graph.operators if o.phase is Phase.FORWARD] or list(self.graph.operators)
+        every = [*forward, *self.graph.operators]
+        self.stages = tuple(dict.fromkeys(self.placed.placements[operator.name].mesh for operator in every))
+
+    # where stored tensors and inputs live
+
+    def place_stored(self, operators: Iterable[Operator]) -> None:
+        """Give every stored tensor and input a value per stage and layout that reads it."""
+        wanted: dict[str, dict[Layout, bool]] = {}
+        for operator in operators:
+            late = self.placed.phases[operator.name] is Phase.UPDATE
+            for name, layout in zip(operator.reads, self.placed.reads(operator), strict=True):
+                if layout is not None and name not in self.graph.writer:
+                    wanted.setdefault(name, {})
+                    wanted[name][layout] = wanted[name].get(layout, True) and late
+        for name, tensor in self.graph.tensors.items():
+            if name not in wanted:
+                continue
+            layouts = [_unmasked(layout) for layout, late in wanted[name].items() if not late]
+            if not layouts:
+                layouts = [_unmasked(layout) for layout in wanted[name]]
+            is_fed = tensor.role is Role.INPUT
+            homes = list(dict.fromkeys(layouts)) if is_fed else _most_replicated(layouts)
+            for number, layout in enumerate(homes):
+                value = self._new_value(name if number == 0 else f"{name}|{number}", name, layout)
+                (self.fed if is_fed else self.stored).append(value)
+                self.versions.setdefault(name, {})[layout] = _Version(value, Phase.PREPARE)
+
+    def _new_value(self, name: str, tensor: str, layout: Layout) -> str:
+        unique, number = name, 1
+        while unique in self.values:
+            number += 1
+            unique = f"{name}{number}"
+        self.values[unique] = Value(unique, tensor, layout)
+        return unique
+
+    # events
+
+    def run(self, operator: Operator, phase: Phase) -> None:
+        """Append an operator, and before it whatever brings its reads into the layouts it wants."""
+        reads = tuple(
+            name if layout is None else self._obtain(name, layout, phase, operator)
+            for name, layout in zip(operator.reads, self.placed.reads(operator), strict=True)
+        )
+        writes = []
+        for name, layout in zip(operator.writes, self.placed.writes(operator), strict=True):
+            value = self._new_value(name, name, layout)
+            writes.append(value)
+            self.written[name] = _Version(value, phase)
+            self.versions.setdefault(name, {})[layout] = self.written[name]
+        self.events[phase].append(Run(operator.name, reads, tuple(writes)))
+
+    def finish(self) -> None:
+        """Store updated values in every home, and bring the outputs into whole values."""
+        homes = {}
+        for value in self.stored:
+            homes.setdefault(self.values[value].tensor, []).append(value)
+        for name, fresh in self.graph.updates.items():
+            for home in homes.get(name, ()):
+                read = self._obtain(fresh, self.values[home].layout, Phase.UPDATE, None)
+                self.events[Phase.UPDATE].append(Store(read, home))
+        for name in self.graph.outputs:
+            self.outputs[name] = self._output(name)
+
+    def _output(self, name: str) -> str:
+        version = self.written.get(name) or next(iter(self.versions[name].values()))
+        layout = self.values[version.value].layout
+        if any(TIME in cut for cut in layout.cuts):
+            whole = replace(layout, partial=(), reducer="sum")
+            return self._obtain(name, whole, version.phase, None)
+        whole = replace(layout, partial=(), reducer="sum")
+        late = self.graph.is_training or TIME in layout.partial
+        return self._obtain(name, whole, Phase.UPDATE if late else version.phase, None)
+
+    def _obtain(self, tensor: str, target: Layout, phase: Phase, reader: Operator | None) -> str:
+        """The value of `tensor` in layout `target`, made with the fewest steps if it is not there yet."""
+        versions = self.versions[tensor]
+        if phase is Phase.UPDATE and tensor in self.written and self.written[tensor].phase in (Phase.FORWARD, Phase.BACKWARD):
+            versions = self._kept(tensor, reader)
+        if target in versions:
+            return versions[target].value
+        source, path = self._cheapest(tensor, versions, target, reader)
+        for step in path:
+            source = self._transfer(tensor, versions, source, step, phase, reader)
+        return source.value
+
+    def _kept(self, tensor: str, reader: Operator | None) -> dict[Layout, _Version]:
+        """The versions of a micro-batch's tensor that exist once all micro-batches have run."""
+        if tensor not in self.kept:
+            made = self.written[tensor]
+            layout = self.values[made.value].layout
+            if any(TIME in cut for cut in layout.cuts) or (TIME in layout.partial and layout.reducer != "sum"):
+                raise PlanError(
+                    f"{reader.name if reader else 'the output'!r} needs {tensor!r} of every micro-batch at once",
+                    where=reader.source if reader else self.graph.writer[tensor].source,
+                    remedy="use micro_batches=1",
+                )
+            whole = layout.without_time()
+            value = self._new_value(f"{tensor}|kept", tensor, whole)
+            self.events[made.phase].append(Keep(made.value, value, add=TIME in layout.partial))
+            self.kept[tensor] = {whole: _Version(value, Phase.UPDATE)}
+        return self.kept[tensor]
+
+    def _cheapest(
+        self, tensor: str, versions: dict[Layout, _Version], target: Layout, reader: Operator | None
+    ) -> tuple[_Version, tuple[Step, ...]]:
+        width = DTYPE_BYTES[self.graph.tensors[tensor].dtype]
+        first, *others = versions
+        candidates = [first, *(layout for layout in others if layout.mesh == target.mesh)]
+        best: tuple[float, _Version, tuple[Step, ...]] | None = None
+        problem: PlanError | None = None
+        for layout in candidates:
+            try:
+                path = find_path(layout, target, width, self.cluster)
+            except PlanError as error:
+                problem = error
+                continue
+            seconds = path_seconds(path, width, self.cluster)
+            if best is None or seconds < best[0]:
+                best = seconds, versions[layout], path
+        if best is None:
+            assert problem is not None
+            raise PlanError(
+                f"{reader.name if reader else 'the output'!r} cannot read {tensor!r}: {problem.what}",
+                where=reader.source if reader else "",
+                remedy=problem.remedy,
+            )
+        return best[1], best[2]
+
+    def _transfer(
+        self,
+        tensor: str,
+        versions: dict[Layout, _Version],
+        source: _Version,
+        step: Step,
+        phase: Phase,
+        reader: Operator | None,
+    ) -> _Version:
+        """Append one step, in the earliest phase that keeps every pair of stages in step."""
+        if step.after in versions:
+            return versions[step.after]
+        at = self._phase_of(source, step, phase)
+        value = self._new_value(f"{tensor}|{step.kind}", tensor, step.after)
+        reason = f"{reader.name} reads {tensor} as {step.after}" if reader else f"{tensor} is kept as {step.after}"
+        self.events[at].append(Transfer(step, source.value, value, reason))
+        versions[step.after] = _Version(value, at)
+        return versions[step.after]
+
+    def _phase_of(self, source: _Version, step: Step, phase: Phase) -> Phase:
+        if source.phase is Phase.PREPARE:
+            stored = source.value in self.stored or source.value in self.fed
+            uses_time = TIME in step.after.partial or any(TIME in cut for cut in step.after.cuts)
+            return phase if stored or uses_time else Phase.PREPARE
+        if source.phase is Phase.FORWARD and phase is Phase.BACKWARD and step.before.mesh != step.after.mesh:
+            later = self.stages.index(step.after.mesh) > self.stages.index(step.before.mesh)
+            return Phase.FORWARD if later else Phase.BACKWARD
+        return phase
+
+
+def _unmasked(layout: Layout) -> Layout:
+    """A stored tensor or input is held whole in value, also where a reader wants summands of it."""
+    return replace(layout, partial=(), reducer="sum") if layout.partial else layout
+
+
+def _most_replicated(layouts: Iterable[Layout]) -> list[Layout]:
+    """Of layouts on one mesh, those from which the others follow by slicing."""
+    distinct = list(dict.fromkeys(layouts))
+
+    def contains(outer: Layout, inner: Layout) -> bool:
+        return (
+            outer != inner
+            and outer.mesh == inner.mesh
+            and not outer.pieces
+            and not inner.pieces
+            and all(few == many[: len(few)] for few, many in zip(outer.cuts, inner.cuts, strict=True))
+        )
+
+    return [layout for layout in distinct if not any(contains(outer, layout) for outer in distinct)]

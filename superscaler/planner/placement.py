@@ -1,0 +1,112 @@
+"""Placement: how one operator is cut and which devices run the pieces; the Layouts that follow for its tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from superscaler.ir.axes import Axes, Axis
+from superscaler.ir.graph import Graph, Operator, Phase
+from superscaler.ir.kinds import is_linear
+from superscaler.ir.layout import Layout
+from superscaler.ir.mesh import Mesh
+from superscaler.ir.rules import Term
+from superscaler.ir.tensor import Role
+from superscaler.planner.steps import plain
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The cuts of one operator over one mesh; a mesh axis that cuts nothing replicates the operator."""
+
+    mesh: Mesh
+    cuts: tuple[tuple[tuple[str, int], tuple[str, ...]], ...] = ()
+    """((letter, axis index), the mesh axes that cut it, major to minor)."""
+    values: tuple[str, ...] = ()
+    """Mesh axes over which a linear operator maps summands to summands."""
+    pieces: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """(axis index, sizes of its pieces) where a plan chose them."""
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Mesh axes that do not replicate the operator."""
+        return (*(axis for _, axes in self.cuts for axis in axes), *self.values)
+
+
+@dataclass(frozen=True)
+class PlacedGraph:
+    """A graph whose operators know how they are cut, where they run and in which phase."""
+
+    graph: Graph
+    axes: Axes
+    placements: Mapping[str, Placement]
+    phases: Mapping[str, Phase]
+    """Operator -> the phase it runs in: its own, or a later one if it needs the sum over all micro-batches."""
+    reasons: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Operator -> why it is cut and placed as it is, one sentence each."""
+
+    def reads(self, operator: Operator) -> tuple[Layout | None, ...]:
+        """The Layout in which an operator reads each of its tensors; None for the number of the step."""
+        return self._layouts[operator.name][0]
+
+    def writes(self, operator: Operator) -> tuple[Layout, ...]:
+        """The Layout in which an operator writes each of its tensors."""
+        return self._layouts[operator.name][1]
+
+    @cached_property
+    def _layouts(self) -> dict[str, tuple[tuple[Layout | None, ...], tuple[Layout, ...]]]:
+        table = {}
+        for operator in self.graph.operators:
+            rule, placement = self.axes.rules[operator.name], self.placements[operator.name]
+            reads = tuple(
+                None
+                if self.graph.tensors[name].role is Role.STEP
+                else operand_layout(self.axes, operator, name, term, placement, written=False)
+                for name, term in zip(operator.reads, rule.reads, strict=True)
+            )
+            writes = tuple(
+                operand_layout(self.axes, operator, name, term, placement, written=True)
+                for name, term in zip(operator.writes, rule.writes, strict=True)
+            )
+            table[operator.name] = reads, writes
+        return table
+
+
+def operand_layout(
+    axes: Axes, operator: Operator, tensor: str, term: Term, placement: Placement, *, written: bool
+) -> Layout:
+    """The Layout of `tensor`, which one term of an operator's rule stands for.
+
+    A letter that is cut and stands in the term cuts that dim; one that does not leaves a written tensor (or an
+    additive read) value-split, and another read replicated.
+    """
+    slots = axes.slots(operator.name, term)
+    fine = axes.fine(tensor)
+    if tuple(axis for _, axis in slots) != fine:  # the rule's letters do not nest with the dims: none is cut
+        slots = tuple(("", axis) for axis in fine)
+    cut = dict(placement.cuts)
+    chosen = dict(placement.pieces)
+    cuts = tuple(cut.get((letter, axis.index), ()) for letter, axis in slots)
+    partial = list(placement.values)
+    if written or term.additive:
+        result = slots if written else axes.slots(operator.name, axes.rules[operator.name].writes[0])
+        present = {(letter, axis.index) for letter, axis in result}
+        partial += [name for key, names in placement.cuts if key not in present for name in names]
+    pieces = tuple(chosen.get(axis.index) if cut_ else None for (_, axis), cut_ in zip(slots, cuts, strict=True))
+    sizes = tuple(axis.size for axis in fine)
+    return plain(
+        Layout(placement.mesh, sizes, cuts, tuple(sorted(partial)), term.reducer, pieces if any(pieces) else ())
+    )
+
+
+def letters_of(axes: Axes, operator: Operator, axis: Axis) -> tuple[str, ...]:
+    """The letters of an operator that hold `axis` and may be cut."""
+    return tuple(
+        letter
+        for letter, parts in axes.letters[operator.name].items()
+        if axis in parts and axes.cuttable(operator.name, letter, axis)
+    )
+
+
+def passes_summands(operator: Operator, graph: Graph) -> bool:
+    """Whether summands may flow through the operator unsummed: it is linear and makes nothing larger."""
+    return is_linear(operator) and not operator.kind.startswith("aten.sum")

@@ -1,0 +1,103 @@
+"""Plan: the finished product: a materialized graph and its schedule on a cluster, with the reason for everything."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from superscaler.errors import PlanError
+from superscaler.ir.graph import Graph, Operator, Phase, drop_unread
+from superscaler.planner.cluster import Cluster
+from superscaler.planner.complete import complete
+from superscaler.planner.materialize import MaterializedGraph, Transfer, materialize
+from superscaler.planner.micro_batches import compute_sums_beforehand
+from superscaler.planner.placement import PlacedGraph
+from superscaler.planner.planner import Planner
+from superscaler.planner.schedules import Schedule, gpipe, order_tasks
+
+PlanScript = Callable[[Planner], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where and when every operator runs, and what moves in between."""
+
+    name: str
+    """The plan string or the script's name."""
+    cluster: Cluster
+    materialized: MaterializedGraph
+    schedule: Schedule
+
+    @property
+    def graph(self) -> Graph:
+        """The logical graph."""
+        return self.materialized.graph
+
+    @property
+    def placed(self) -> PlacedGraph:
+        """Cuts, places and phases of the operators."""
+        return self.materialized.placed
+
+    @property
+    def num_devices(self) -> int:
+        """Devices the plan uses: 0 to this number, less one."""
+        return 1 + max(device for mesh in self.materialized.stages for device in mesh.devices)
+
+    @cached_property
+    def transfers(self) -> tuple[tuple[Phase, Transfer], ...]:
+        """Every communication step, with the phase it happens in."""
+        return tuple(
+            (phase, event)
+            for phase, events in self.materialized.events.items()
+            for event in events
+            if isinstance(event, Transfer) and not event.step.is_local
+        )
+
+    def explain(self, operator: str | Operator) -> str:
+        """Why an operator is cut and placed as it is, and what its tensors look like.
+
+        Raises:
+            PlanError: There is no such operator.
+        """
+        found = operator if isinstance(operator, Operator) else self.graph.operator(operator)
+        placed = self.placed
+        lines = [f"{found.name} = {found.kind}  ({found.module or 'top level'}, {found.source})"]
+        lines += [f"  {reason}" for reason in placed.reasons[found.name]] or ["  not cut: nothing the plan cuts runs through it"]
+        for verb, names, layouts in (
+            ("reads", found.reads, placed.reads(found)),
+            ("writes", found.writes, placed.writes(found)),
+        ):
+            lines += [f"  {verb} {name} as {layout or 'a number'}" for name, layout in zip(names, layouts, strict=True)]
+        return "\n".join(lines)
+
+
+def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> Plan:
+    """Run a plan script and derive everything that follows from it.
+
+    A script that asks for micro-batches runs a second time, on the graph that computes beforehand what sums over
+    the whole batch.
+
+    Raises:
+        PlanError: The script asks for something that cannot be, or leaves an operator without a place.
+    """
+    planner = _decisions(graph, cluster, script)
+    maker = planner.schedule or gpipe(1)
+    micro_batches = maker(1, graph.is_training).micro_batches
+    if micro_batches > 1:
+        split_graph = drop_unread(compute_sums_beforehand(graph, planner.axes))
+        if split_graph.operators != graph.operators:
+            planner = _decisions(split_graph, cluster, script)
+    placed = complete(planner, micro_batches)
+    materialized = materialize(placed, cluster, planner.operator_orders)
+    schedule = maker(len(materialized.stages), graph.is_training)
+    if len(schedule.rows) != len(materialized.stages):
+        raise PlanError(
+            f"the schedule {schedule.name!r} has {len(schedule.rows)} rows for {len(materialized.stages)} stages",
+            remedy="give the schedule a row per stage",
+        )
+    return Plan(name, cluster, materialized, order_tasks(schedule, planner.task_orders))
+
+
+def _decisions(graph: Graph, cluster: Cluster, script: PlanScript) -> Planner:
+    planner = Planner(graph, cluster)
+    script(planner)
+    return planner

@@ -1,0 +1,210 @@
+"""Recipes: the plans everyone knows, as short scripts on the primitives a user has; and plan strings.
+
+A plan string such as ``dp=2,tp=2,pp=2,schedule=1f1b,micro_batches=4,zero=1,sp`` is a combination of recipes. The
+devices form one array per pipeline stage, data parallel outside tensor parallel; stages are outermost.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+from superscaler.errors import PlanError
+from superscaler.ir.axes import Axis
+from superscaler.ir.graph import Graph, Operator, Phase
+from superscaler.ir.kinds import KINDS
+from superscaler.planner.micro_batches import batch_axes
+from superscaler.planner.placement import letters_of
+from superscaler.planner.planner import Planner
+from superscaler.planner.schedules import NAMED
+
+PlanScript = Callable[[Planner], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What a plan string can say."""
+
+    dp: int = 1
+    tp: int = 1
+    pp: int = 1
+    zero: int = 0
+    sp: bool = False
+    schedule: str = ""
+    micro_batches: int = 1
+
+    @property
+    def num_devices(self) -> int:
+        """Devices the plan needs."""
+        return self.dp * self.tp * self.pp
+
+
+def parse_plan(text: str) -> PlanOptions:
+    """Read a plan string.
+
+    Raises:
+        PlanError: A word is unknown, a number is missing or wrong, or options do not go together.
+    """
+    values: dict[str, int | str | bool] = {}
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = word.partition("=")
+        if key == "sp" and not equals:
+            values["sp"] = True
+        elif key == "schedule" and value in NAMED:
+            values["schedule"] = value
+        elif key in ("dp", "tp", "pp", "zero", "micro_batches") and value.isdecimal():
+            values[key] = int(value)
+        elif word != "none":
+            raise PlanError(
+                f"the plan {text!r} has a word that means nothing: {word!r}",
+                remedy="words are dp=N, tp=N, pp=N, zero=1, sp, micro_batches=N, "
+                f"schedule={'|'.join(NAMED)}, or none",
+            )
+    options = PlanOptions(**values)  # type: ignore[arg-type]
+    _check(text, options)
+    return options
+
+
+def _check(text: str, options: PlanOptions) -> None:
+    if min(options.dp, options.tp, options.pp, options.micro_batches) < 1:
+        raise PlanError(f"the plan {text!r} has a number below 1", remedy="use whole numbers from 1")
+    if options.zero not in (0, 1):
+        raise PlanError(f"the plan {text!r} asks for zero={options.zero}", remedy="use zero=1: optimizer states cut over dp")
+    if options.zero and options.dp == 1:
+        raise PlanError(f"the plan {text!r} has zero={options.zero} but no dp to cut over", remedy="add dp=2 or more")
+    if options.sp and options.tp == 1:
+        raise PlanError(f"the plan {text!r} has sp but no tp to cut over", remedy="add tp=2 or more")
+
+
+def recipe(text: str) -> PlanScript:
+    """The plan script a plan string stands for."""
+    options = parse_plan(text)
+
+    def script(p: Planner) -> None:
+        if p.cluster.num_devices != options.num_devices:
+            raise PlanError(
+                f"the plan {text!r} needs {options.num_devices} devices (dp {options.dp} x tp {options.tp} x "
+                f"pp {options.pp}), the cluster {p.cluster.name!r} has {p.cluster.num_devices}",
+                remedy="change the plan, or the cluster (--cluster local:N), until they agree",
+            )
+        pipeline(p, options.pp, dp=options.dp, tp=options.tp)
+        if options.dp > 1:
+            data_parallel(p)
+        if options.tp > 1:
+            tensor_parallel(p)
+        if options.sp:
+            sequence_parallel(p)
+        if options.zero:
+            optimizer_sharding(p)
+        name = options.schedule or ("1f1b" if options.pp > 1 else "gpipe")
+        p.order(NAMED[name](options.micro_batches))
+
+    return script
+
+
+def pipeline(p: Planner, stages: int, **axes: int) -> None:
+    """Place runs of layers on groups of devices, each an array with the given mesh axes."""
+    axes = {name: size for name, size in axes.items() if size > 1}
+    groups = p.cluster.groups(stages)
+    if stages == 1:
+        p.assign(p.everything(), p.mesh(groups[0], **axes))
+        return
+    for layers, devices in zip(p.split(layer_pattern(p.graph), stages), groups, strict=True):
+        p.assign(layers, p.mesh(devices, **axes))
+
+
+def layer_pattern(graph: Graph) -> str:
+    """The module pattern of the model's longest list of layers, such as ``h.*``.
+
+    Raises:
+        PlanError: The model has no numbered modules.
+    """
+    lists: dict[str, set[str]] = {}
+    for operator in graph.operators:
+        parts = operator.module.split(".")
+        for i, part in enumerate(parts):
+            if part.isdecimal():
+                lists.setdefault(".".join([*parts[:i], "*"]), set()).add(part)
+                break
+    if not lists:
+        raise PlanError(
+            f"the model {graph.name!r} has no list of layers to make stages of",
+            remedy="write a plan script that assigns modules to devices with p.assign",
+        )
+    return max(lists, key=lambda pattern: len(lists[pattern]))
+
+
+def data_parallel(p: Planner, over: str = "dp") -> None:
+    """Cut the batch."""
+    for axis in batch_axes(p.graph, p.axes):
+        p.trans(axis, over)
+
+
+def tensor_parallel(p: Planner, over: str = "tp") -> None:
+    """Cut every axis of a weight of a matrix product that no operator needs whole (Megatron, arXiv 1909.08053)."""
+    for axis in tensor_parallel_axes(p):
+        p.trans(axis, over)
+
+
+def tensor_parallel_axes(p: Planner) -> list[Axis]:
+    """Axes of weights in matrix products that every operator they run through can cut, at most one per operator."""
+    batch = set(batch_axes(p.graph, p.axes))
+    products = [operator for operator in p.graph.operators if KINDS[operator.kind].flops_per_point == 2]
+    weights = {tensor.name for tensor in p.graph.stored()}
+    candidates = dict.fromkeys(
+        axis for operator in products for name in operator.reads if name in weights for axis in p.axes.fine(name)
+    )
+    carriers: dict[int, list[Operator]] = {}
+    for operator in p.graph.operators:
+        for index in {axis.index for parts in p.axes.letters[operator.name].values() for axis in parts}:
+            carriers.setdefault(index, []).append(operator)
+    chosen: list[Axis] = []
+    taken: set[str] = set()
+    for axis in candidates:
+        names = {operator.name for operator in carriers[axis.index]}
+        free = all(letters_of(p.axes, operator, axis) for operator in carriers[axis.index])
+        if free and axis not in batch and not names & taken:
+            chosen.append(axis)
+            taken |= names
+    return chosen
+
+
+def sequence_parallel(p: Planner, over: str = "tp") -> None:
+    """Cut the sequence wherever tensor parallelism does not cut (arXiv 2205.05198)."""
+    cut = {axis.index for axis in tensor_parallel_axes(p)}
+    carries = {
+        operator.name: any(axis.index in cut for parts in p.axes.letters[operator.name].values() for axis in parts)
+        for operator in p.graph.operators
+    }
+    busy = {operator.origin for operator in p.graph.operators if carries[operator.name]}
+    sequence = [axis for name in p.graph.inputs for axis in p.axes.fine(name)[1:2]]
+    for axis in dict.fromkeys(sequence):
+        for operator in p.graph.operators:
+            if operator.origin in busy or operator.phase is Phase.UPDATE:
+                continue
+            for letter in letters_of(p.axes, operator, axis)[:1]:
+                if p.axes.letters[operator.name][letter][0] == axis:
+                    p.trans(operator, over, letter=letter)
+
+
+def optimizer_sharding(p: Planner, over: str = "dp") -> None:
+    """Cut every optimizer update (ZeRO stage 1, arXiv 1910.02054)."""
+    for operator in p.graph.operators:
+        if operator.phase is Phase.UPDATE:
+            size = dict(p.places[operator.name].axes)[over] if operator.name in p.places else _size(p, over)
+            letter = next((name for name in p.axes.letters[operator.name] if _divides(p, operator, name, size)), None)
+            if letter:
+                p.trans(operator, over, letter=letter)
+
+
+def _size(p: Planner, over: str) -> int:
+    return next(dict(mesh.axes)[over] for mesh in p.places.values())
+
+
+def _divides(p: Planner, operator: Operator, letter: str, size: int) -> bool:
+    """Whether the first axis of a letter can be cut evenly on top of what cuts it already."""
+    parts = p.axes.letters[operator.name][letter]
+    if not parts:
+        return False
+    meshes = list(p.places.values())
+    others = prod(dict(meshes[0].axes).get(cut.over, 1) for cut in p.cuts if cut.axis == parts[0] and cut.operators is None)
+    return parts[0].size % (size * others) == 0

@@ -1,0 +1,131 @@
+"""Selection: some operators of the graph, by module path and phase; what a plan script names things with."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from superscaler.errors import PlanError
+from superscaler.ir.axes import Axes, Axis
+from superscaler.ir.graph import Graph, Operator, Phase
+
+
+@dataclass(frozen=True)
+class AxisSelection:
+    """Some axes of the graph, as a plan script asked for them."""
+
+    axes: tuple[Axis, ...]
+    description: str
+
+    def __iter__(self) -> Iterator[Axis]:
+        return iter(self.axes)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some operators, in graph order."""
+
+    graph: Graph
+    all_axes: Axes
+    operators: tuple[Operator, ...]
+    description: str
+
+    def __iter__(self) -> Iterator[Operator]:
+        return iter(self.operators)
+
+    def __len__(self) -> int:
+        return len(self.operators)
+
+    def only(self, phase: str | Phase) -> "Selection":
+        """The operators of one phase: ``"F"``, ``"B"`` or ``"U"``."""
+        wanted = Phase(phase)
+        chosen = tuple(operator for operator in self.operators if operator.phase is wanted)
+        return Selection(self.graph, self.all_axes, chosen, f"{self.description} phase {wanted}")
+
+    def axis(self, name: str) -> AxisSelection:
+        """The axes of these operators called `name`.
+
+        Looked for first among the names of axes (``heads``, ``vocab``, ``batch``, ``h.0.mlp.up.out``), then among
+        the letters of the operators' rules (``n``: the columns of a linear), then as the last part of a name (``out``).
+
+        Raises:
+            PlanError: No operator here has such an axis.
+        """
+        mine = self._named_axes()
+        found = (
+            [axis for axis in mine if axis.name == name]
+            or self._by_letter(name)
+            or [axis for axis in mine if axis.name.rpartition(".")[2] == name]
+        )
+        if not found:
+            known = sorted({axis.name for axis in mine})
+            raise PlanError(
+                f"{self.description} has no axis {name!r}",
+                where=self.operators[0].source if self.operators else "",
+                remedy=f"its axes are {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}",
+            )
+        return AxisSelection(tuple(dict.fromkeys(found)), f"{self.description} axis {name!r}")
+
+    def _named_axes(self) -> list[Axis]:
+        letters = self.all_axes.letters
+        return list(
+            dict.fromkeys(axis for operator in self.operators for parts in letters[operator.name].values() for axis in parts)
+        )
+
+    def _by_letter(self, name: str) -> list[Axis]:
+        letters = self.all_axes.letters
+        return [letters[operator.name][name][0] for operator in self.operators if letters[operator.name].get(name)]
+
+
+def select(graph: Graph, axes: Axes, pattern: str, phase: str | None = None) -> Selection:
+    """Operators whose module path, or own name, matches a glob; ``h.3`` also takes what lies below it.
+
+    Raises:
+        PlanError: Nothing matches.
+    """
+    chosen = tuple(
+        operator
+        for operator in graph.operators
+        if _matches(operator, pattern) and (phase is None or operator.phase == phase)
+    )
+    if not chosen:
+        modules = sorted({re.sub(r"\.\d+(?=\.|$)", ".*", operator.module) for operator in graph.operators})
+        raise PlanError(
+            f"no operator matches {pattern!r}" + (f" in phase {phase}" if phase else ""),
+            remedy=f"module paths are {', '.join(filter(None, modules[:16]))}",
+        )
+    return Selection(graph, axes, chosen, f"selection {pattern!r}")
+
+
+def _matches(operator: Operator, pattern: str) -> bool:
+    path = operator.module
+    return fnmatchcase(operator.name, pattern) or fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*")
+
+
+def split(graph: Graph, axes: Axes, pattern: str, count: int) -> tuple[Selection, ...]:
+    """The modules matching `pattern`, in order of use, as `count` runs of (nearly) equal number.
+
+    Raises:
+        PlanError: Nothing matches, or there are fewer modules than parts.
+    """
+    depth = pattern.count(".") + 1
+    modules = dict.fromkeys(
+        ".".join(operator.module.split(".")[:depth]) for operator in select(graph, axes, pattern)
+    )
+    names = [name for name in modules if fnmatchcase(name, pattern)]
+    if len(names) < count:
+        raise PlanError(
+            f"{len(names)} modules match {pattern!r}, which cannot make {count} parts",
+            remedy=f"ask for at most {len(names)} parts",
+        )
+    runs = [names[len(names) * i // count : len(names) * (i + 1) // count] for i in range(count)]
+    return tuple(_union(graph, axes, run) for run in runs)
+
+
+def _union(graph: Graph, axes: Axes, modules: Iterable[str]) -> Selection:
+    wanted = tuple(modules)
+    prefixes = tuple(f"{name}." for name in wanted)
+    chosen = tuple(
+        operator for operator in graph.operators if operator.module in wanted or operator.module.startswith(prefixes)
+    )
+    return Selection(graph, axes, chosen, f"modules {wanted[0]} … {wanted[-1]}")
