@@ -12,8 +12,8 @@ from superscaler.planner.steps import Step, StepKind, space_partial, uses_time
 
 LOCAL_SECONDS = 1e-9
 """Charged for every step, so that of two equally fast chains the shorter wins."""
-EXCHANGE_PENALTY = 2.0
-"""Many small messages use a link worse than one collective does."""
+EXCHANGE_PENALTY = 4.0
+"""Many small messages use a link worse than one collective does, and generated code is harder to read."""
 SAMPLED_READERS = 16
 """Of how many receivers an exchange is priced; receivers of a regular layout differ little."""
 

@@ -146,7 +146,10 @@ class _Search:
                     if exchange_fits(start, end):
                         add(Step(StepKind.EXCHANGE, start, end))
 
-        exits = explore([self.source], self._reductions)
+        settled = (space_partial(self.source), space_partial(self.target), ())
+        exits = [
+            layout for layout in explore([self.source], self._reductions) if space_partial(layout) in settled
+        ]
         entries = self._entries()
         if same_shape(self.source.mesh, self.target.mesh):
             explore([self.source], self._steps)
@@ -231,17 +234,17 @@ class _Search:
 
 
 def _spare_dims(source: Layout, target: Layout) -> dict[str, int]:
-    """Per axis the first fine dim that it cuts evenly, with all the others where one dim can take them."""
+    """Per axis a fine dim that it cuts evenly: uncut at both ends where possible, fit for all axes if any is."""
     meshes = (source.mesh, target.mesh)
     sizes = {name: size for mesh in meshes for name, size in mesh.axes if size > 1}
     together = prod(sizes.values()) * max(mesh.micro_batches for mesh in meshes)
+    dims = sorted(range(len(source.sizes)), key=lambda dim: bool(source.cuts[dim] or target.cuts[dim]))
     spare = {}
     for axis, size in sizes.items():
-        for number in (together, size):
-            fitting = [dim for dim, whole in enumerate(source.sizes) if whole and whole % number == 0]
-            if fitting:
-                spare[axis] = fitting[0]
-                break
+        fitting = [dim for dim in dims if source.sizes[dim] and source.sizes[dim] % size == 0]
+        if fitting:
+            # the first that is fit for all; the first of all where none is
+            spare[axis] = max(fitting, key=lambda dim: source.sizes[dim] % together == 0)
     return spare
 
 
