@@ -15,7 +15,9 @@ def whole_region(*sizes):
     return Region(tuple((0, size) for size in sizes))
 
 
-@pytest.mark.parametrize("steps", [[["normal_", 0.0, 0.02]], [["uniform_", -0.1, 0.1]], TRUNCATED, [["fill_", 2.0]]])
+@pytest.mark.parametrize(
+    "steps", [[["normal_", 0.0, 0.02]], [["uniform_", -0.1, 0.1]], TRUNCATED, [["fill_", 2.0]]]
+)
 def test_pieces_equal_the_whole(steps):
     sizes = (3, 8, 16, 50)
     whole = initialise(steps, whole_region(*sizes), sizes, (3 * 8 * 16, 50), torch.float32, CPU, 1, "qkv")
@@ -25,7 +27,9 @@ def test_pieces_equal_the_whole(steps):
 
 
 def test_normal_numbers_are_normal():
-    values = initialise([["normal_", 1.0, 2.0]], whole_region(10**6), (10**6,), (10**6,), torch.float64, CPU, 0, "w")
+    values = initialise(
+        [["normal_", 1.0, 2.0]], whole_region(10**6), (10**6,), (10**6,), torch.float64, CPU, 0, "w"
+    )
     z = (values - 1) / 2
     assert abs(z.mean()) < 0.005 and abs(z.var() - 1) < 0.01 and abs((z**4).mean() - 3) < 0.05
     below = [(z < x).double().mean().item() for x in (-2.0, -1.0, 0.0, 1.0, 2.0)]

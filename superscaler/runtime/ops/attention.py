@@ -37,12 +37,16 @@ def attention(
     bias = _bias(mask, q)
     kernel = _kernel(q, k, v, bias, causal)
     if kernel == "cpu":
-        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
+        return aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, attn_mask=bias, scale=scale
+        )
     if kernel == "flash":
         return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)[:2]
     if kernel == "efficient":
         bias = _expand_bias(bias, q, k)
-        out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, causal, scale=scale)[:2]
+        out, lse = aten._scaled_dot_product_efficient_attention(
+            q, k, v, bias, True, 0.0, causal, scale=scale
+        )[:2]
         return out, lse[..., : q.shape[2]]
     scores, lse = _scores(q, k, bias, causal, scale)
     return _heads_inside((_softmax(scores, lse) @ v.to(scores.dtype)).to(v.dtype)), lse
@@ -97,7 +101,11 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) 
         return "math"
     square = q.shape[2] == k.shape[2]
     if q.dtype in _HALF and bias is None and q.shape[-1] == v.shape[-1] and q.shape[-1] <= 256:
-        if q.shape[-1] % 8 == 0 and (square or not causal) and torch.cuda.get_device_capability(q.device) >= (8, 0):
+        if (
+            q.shape[-1] % 8 == 0
+            and (square or not causal)
+            and torch.cuda.get_device_capability(q.device) >= (8, 0)
+        ):
             return "flash"
     aligned = 16 // q.element_size()
     return "efficient" if q.shape[-1] % aligned == 0 and v.shape[-1] % aligned == 0 else "math"

@@ -39,7 +39,12 @@ def adamw_(
 
 
 def sgd(
-    p: Tensor, g: Tensor, *buffer_and_step: int | Tensor, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
+    p: Tensor,
+    g: Tensor,
+    *buffer_and_step: int | Tensor,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """One step of ``torch.optim.SGD``: ``sgd(p, g, step)``, or with momentum ``sgd(p, g, buffer, step)``.
 

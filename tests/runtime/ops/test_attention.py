@@ -62,7 +62,9 @@ def test_equals_torch(s, t, f, causal, kind, dtype):
 def test_log_sum_exp_is_that_of_the_scores(f):
     q, k, v = make_inputs(6, 7, f, torch.float64)
     _, lse = ops.attention(q, k, v, causal=True, scale=0.25)
-    scores = (q @ k.transpose(-1, -2) * 0.25).masked_fill(~torch.ones(6, 7, dtype=torch.bool).tril(), -math.inf)
+    scores = (q @ k.transpose(-1, -2) * 0.25).masked_fill(
+        ~torch.ones(6, 7, dtype=torch.bool).tril(), -math.inf
+    )
     torch.testing.assert_close(lse, scores.logsumexp(-1))
 
 
@@ -88,7 +90,9 @@ def test_math_path_equals_the_fused_one(causal, monkeypatch):
     plain, plain_lse = ops.attention(q, k, v, causal=causal, scale=0.25)
     torch.testing.assert_close(plain, out)
     torch.testing.assert_close(plain_lse, lse)
-    for a, b in zip(ops.attention_backward(out, q, k, v, out, lse, causal=causal, scale=0.25), fused, strict=True):
+    for a, b in zip(
+        ops.attention_backward(out, q, k, v, out, lse, causal=causal, scale=0.25), fused, strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -102,7 +106,7 @@ def test_a_query_that_may_look_nowhere_gives_zeros_on_the_math_path(monkeypatch)
     assert all(g.isfinite().all() for g in gradients)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("s", "t", "f", "causal", "kind"), CASES)
 def test_equals_torch_on_a_gpu(s, t, f, causal, kind, dtype):

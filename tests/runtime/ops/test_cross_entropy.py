@@ -28,7 +28,9 @@ def test_pieces_of_the_vocabulary_add_up():
     logits, target = torch.randn(20, 12, dtype=torch.float64), torch.randint(12, (20,))
     target[3] = -100
     whole_lse, whole_picked = ops.cross_entropy(logits, target)
-    parts = [ops.cross_entropy(logits[:, a:b].contiguous(), target, vocab_start=a) for a, b in ((0, 5), (5, 12))]
+    parts = [
+        ops.cross_entropy(logits[:, a:b].contiguous(), target, vocab_start=a) for a, b in ((0, 5), (5, 12))
+    ]
     torch.testing.assert_close(torch.stack([lse for lse, _ in parts]).logsumexp(0), whole_lse)
     torch.testing.assert_close(sum(picked for _, picked in parts), whole_picked)
     dlse, dpicked = torch.randn(20, dtype=torch.float64), torch.randn(20, dtype=torch.float64)
@@ -63,7 +65,9 @@ def test_a_piece_of_masked_logits_adds_nothing():
     target = torch.tensor([5, 0])
     lse, _ = ops.cross_entropy(logits, target)
     assert lse.tolist() == [-torch.inf, 0.0]
-    gradient = ops.cross_entropy_backward(torch.ones(2), -torch.ones(2), logits, target, torch.tensor([1.0, 0.0]))
+    gradient = ops.cross_entropy_backward(
+        torch.ones(2), -torch.ones(2), logits, target, torch.tensor([1.0, 0.0])
+    )
     assert gradient.tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 

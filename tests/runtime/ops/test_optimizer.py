@@ -16,7 +16,9 @@ def test_adamw_equals_torch():
     shapes = [(3, 4), (70,)]
     ps = [torch.randn(s, dtype=torch.float64) for s in shapes]
     reference = [p.clone().requires_grad_() for p in ps]
-    optimizer = torch.optim.AdamW(reference, lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, foreach=False)
+    optimizer = torch.optim.AdamW(
+        reference, lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, foreach=False
+    )
     fused = [p.clone() for p in ps], *([torch.zeros_like(p) for p in ps] for _ in range(2))
     plain = [(p.clone(), torch.zeros_like(p), torch.zeros_like(p)) for p in ps]
     for step, gs in enumerate(gradients(shapes, 6), 1):
@@ -48,7 +50,10 @@ def test_sgd_equals_torch(momentum, weight_decay):
             p.grad = g.clone()
         optimizer.step()
         ops.sgd_(fused, gs, buffers, step, **options)
-        updated = [ops.sgd(p, g, buffer, step, **options) for (p, buffer), g in zip(plain, gs, strict=True)]
+        updated = [
+            ops.sgd(p, g, *([] if buffer is None else [buffer]), step, **options)
+            for (p, buffer), g in zip(plain, gs, strict=True)
+        ]
         plain = [x if isinstance(x, tuple) else (x, None) for x in updated]
     for i, p in enumerate(reference):
         torch.testing.assert_close(fused[i], p.detach(), rtol=1e-14, atol=1e-15)
@@ -66,4 +71,6 @@ def test_fused_updates_take_mixed_dtypes():
     gs = [torch.ones_like(p) for p in ps]
     ops.adamw_(ps, gs, [torch.zeros_like(p) for p in ps], [torch.zeros_like(p) for p in ps], 1, **ADAMW)
     for p in ps:
-        torch.testing.assert_close(p.double(), torch.full((3,), 0.989, dtype=torch.float64), rtol=4e-3, atol=0)
+        torch.testing.assert_close(
+            p.double(), torch.full((3,), 0.989, dtype=torch.float64), rtol=4e-3, atol=0
+        )

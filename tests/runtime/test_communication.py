@@ -1,0 +1,150 @@
+"""Every communication, on four ranks over gloo, gives what the definition computed from all pieces gives."""
+
+import pytest
+import torch
+
+from superscaler.ir.mesh import Mesh
+from superscaler.runtime.communication import CommunicationError, Runtime
+from tests.runtime.ranks import run_ranks
+
+pytestmark = pytest.mark.ranks
+
+MESH = Mesh((0, 1, 2, 3), (("dp", 2), ("tp", 2)))
+
+
+def piece(rank, *shape, dtype=torch.float64):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(rank)).to(dtype)
+
+
+def collectives(rank):
+    rt = Runtime(rank, [MESH])
+    tp, dp = rt.axis("tp"), rt.axis("dp")
+    pieces = [piece(r, 4, 6, 8) for r in tp.ranks]
+    mine, total = pieces[tp.coordinate], pieces[0] + pieces[1]
+    assert MESH.group("tp", rank) == tp.ranks and tp.coordinate == rank % 2
+
+    x = mine.clone()
+    assert rt.all_reduce(x, tp) is x
+    torch.testing.assert_close(x, total)
+    x = mine.clone().transpose(0, 2)
+    assert rt.all_reduce(x, tp) is x
+    torch.testing.assert_close(x, total.transpose(0, 2))
+    torch.testing.assert_close(rt.all_reduce(mine.clone(), tp, "max"), torch.maximum(*pieces))
+    log = rt.all_reduce(mine * 500, tp, "logsumexp")
+    torch.testing.assert_close(log, torch.logaddexp(pieces[0] * 500, pieces[1] * 500))
+    nothing = rt.all_reduce(torch.full((2,), -torch.inf), tp, "logsumexp")
+    assert (nothing == -torch.inf).all()
+
+    for dim in range(3):
+        torch.testing.assert_close(rt.reduce_scatter(mine, tp, dim), total.chunk(2, dim)[tp.coordinate])
+        torch.testing.assert_close(rt.all_gather(mine, tp, dim), torch.cat(pieces, dim))
+        for other in range(3):
+            expected = torch.cat([p.chunk(2, dim)[tp.coordinate] for p in pieces], other)
+            result = rt.all_to_all(mine, tp, dim, other)
+            torch.testing.assert_close(result, expected)
+            assert result.is_contiguous()
+    other = piece(rank, 2) + rt.all_reduce(torch.zeros(2, dtype=torch.float64), dp)
+    torch.testing.assert_close(rt.all_reduce(other, dp), piece(dp.ranks[0], 2) + piece(dp.ranks[1], 2))
+
+
+def lists(rank):
+    rt = Runtime(rank, [MESH])
+    dp = rt.axis("dp")
+    dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float64, torch.float32]
+    shapes = [(4, 6), (2,), (6, 2), (8, 2, 3), ()]
+
+    def make(r, count=5):
+        return [
+            piece(r + i, *s, dtype=d) for i, (s, d) in enumerate(zip(shapes[:count], dtypes, strict=False))
+        ]
+
+    both = [make(r) for r in dp.ranks]
+    xs = make(rank)
+    xs[0] = xs[0].t().contiguous().t()
+    reduced = rt.all_reduce(xs, dp)
+    assert reduced is xs
+    for x, a, b in zip(xs, *both, strict=True):
+        torch.testing.assert_close(x, a + b)
+    dims = [1, 0, 0, 0]
+    scattered = rt.reduce_scatter(make(rank, 4), dp, dims)
+    gathered = rt.all_gather(make(rank, 4), dp, dims)
+    for x, y, a, b, dim in zip(scattered, gathered, both[0], both[1], dims, strict=False):
+        torch.testing.assert_close(x, (a + b).chunk(2, dim)[dp.coordinate])
+        torch.testing.assert_close(y, torch.cat([a, b], dim))
+
+
+def stages(rank):
+    meshes = [Mesh((0, 1), (("tp", 2),)), Mesh((2, 3), (("tp", 2),))]
+    rt = Runtime(rank, meshes)
+    other = 1 - rt.stage
+    for i in range(40):
+        rt.send(piece(rank * 100 + i, 50, 70).t(), other)
+    for i in range(40):
+        x = rt.receive((70, 50), torch.float64, other)
+        torch.testing.assert_close(x, piece((rank + 2) % 4 * 100 + i, 50, 70).t())
+    rt.finish()
+
+
+def exchanged(rank):
+    whole = torch.arange(48, dtype=torch.float32).view(2, 4, 6)
+    # two ranks hold halves of the last dim; three ranks want 1, 1 and 2 of the middle one
+    moves = []
+    for source in (0, 1):
+        for target, (a, b) in ((1, (0, 1)), (2, (1, 2)), (3, (2, 4))):
+            moves.append(
+                [source, target, [[0, 2], [a, b], [0, 3]], [[0, 2], [0, b - a], [source * 3, source * 3 + 3]]]
+            )
+    table = {
+        "dtype": "float32",
+        "source_view": {"0": [2, 4, 3], "1": [2, 4, 3]},
+        "target_view": {"1": [2, 1, 6], "2": [2, 1, 6], "3": [2, 2, 6]},
+        "target_shape": {"1": [2, 6], "2": [2, 6], "3": [4, 6]},
+        "sum": False,
+        "moves": moves,
+    }
+    sums = {**table, "sum": True, "moves": [m[:3] + [m[3][:2] + [[0, 3]]] for m in moves]}
+    rt = Runtime(rank, [Mesh((0, 1, 2, 3), (("dp", 4),))], exchanges={"a": table, "b": sums})
+    x = whole[..., rank * 3 : rank * 3 + 3].reshape(8, 3) if rank < 2 else None
+    result, summed = rt.exchange(x, "a"), rt.exchange(x, "b")
+    if rank == 0:
+        assert result is None
+        return
+    a, b = {1: (0, 1), 2: (1, 2), 3: (2, 4)}[rank]
+    expected = whole[:, a:b]
+    assert torch.equal(result, expected.reshape(result.shape))
+    expected = torch.cat([expected[..., :3] + expected[..., 3:], torch.zeros(2, b - a, 3)], -1)
+    assert torch.equal(summed, expected.reshape(summed.shape))
+
+
+def failing(rank):
+    rt = Runtime(rank, [MESH], timeout=2)
+    if rank == 0:
+        return ""
+    with pytest.raises(CommunicationError) as caught:
+        rt.all_reduce(torch.ones(3), rt.axis("tp" if rank == 1 else "dp"))
+        assert rank == 3
+        rt.all_reduce(torch.ones(3), rt.axis("tp"))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("function", [collectives, lists, stages, exchanged])
+def test_four_ranks(function, tmp_path):
+    run_ranks(function, 4, tmp_path)
+
+
+def test_a_missing_rank_is_named(tmp_path):
+    messages = run_ranks(failing, 4, tmp_path)
+    assert "all_reduce (sum) over tp (ranks 0,1) failed on rank 1" in messages[1]
+    assert "all_reduce (sum) over dp (ranks 0,2) failed on rank 2" in messages[2]
+    assert "--timeout" in messages[1]
+
+
+def test_axes_of_one_device_need_no_group():
+    rt = Runtime(0, [Mesh((0,), (("dp", 1), ("tp", 1)))])
+    x = torch.ones(2, 2)
+    assert rt.axis("dp").group is None
+    assert rt.all_reduce(x, rt.axis("dp")) is x
+    assert rt.all_gather(x, rt.axis("tp"), 1) is x
+    assert rt.reduce_scatter(x, rt.axis("tp"), 1) is x
+    assert rt.all_to_all(x, rt.axis("tp"), 0, 1) is x
+    rt.finish()
