@@ -1,22 +1,103 @@
-"""The pipeline on one page: trace, plan, verify, lower, emit."""
+"""The whole story on one page: trace, plan, lower, verify, emit."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from superscaler.codegen.build import write_build
+from superscaler.codegen.lower import lower
+from superscaler.codegen.memory import free_values
+from superscaler.codegen.program import Program
+from superscaler.codegen.verify import verify_programs
+from superscaler.codegen.virtual import Comparison, compare_programs_with_eager
 from superscaler.ir.graph import Graph
+from superscaler.ir.optimizers import Optimizer
+from superscaler.ir.trace import trace
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.plan import Plan, make_plan
 from superscaler.planner.planner import Planner
 from superscaler.planner.recipes import recipe
+from superscaler.planner.show import format_plan
+
+PlanScript = Callable[[Planner], None]
 
 
-def plan(graph: Graph, cluster: Cluster, how: str | Callable[[Planner], None] = "none") -> Plan:
+@dataclass(frozen=True)
+class CompiledPlan(Plan):
+    """A Plan with its programs: it can be verified, compared with eager PyTorch, and written as source."""
+
+    @cached_property
+    def programs(self) -> tuple[Program, ...]:
+        """One program per stage."""
+        return tuple(free_values(program) for program in lower(self))
+
+    def verify(self) -> "CompiledPlan":
+        """Prove statically that the programs compute what the graph says, on time, within memory, without deadlock.
+
+        Raises:
+            VerificationError: They do not; the message shows where.
+        """
+        verify_programs(self, self.programs)
+        return self
+
+    def compare_with_eager(self, model: Any, args: Any, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Comparison:
+        """Run the programs of all devices in this process, and the model as it is; the largest differences.
+
+        Args:
+            model: The model that was traced, with real parameters.
+            args: Its example inputs, with real values.
+            kwargs: Further inputs by name.
+            options: ``loss`` as for `trace`, and ``steps``, how many training steps to run.
+        """
+        return compare_programs_with_eager(self, self.programs, model, args, kwargs, **options)
+
+    def save(self, directory: str | Path, model_reference: str = "") -> Path:
+        """Write the build folder that ``torchrun DIRECTORY/train.py`` runs; returns it.
+
+        Raises:
+            BuildError: The folder exists and is not a build.
+        """
+        return write_build(self, self.programs, Path(directory), model_reference)
+
+    def __str__(self) -> str:
+        """The plan on a page."""
+        return format_plan(self)
+
+
+def plan(graph: Graph, cluster: Cluster, how: str | PlanScript = "none") -> CompiledPlan:
     """Plan a graph by a plan string (``dp=2,tp=2``) or a plan script.
 
     Raises:
         PlanError: The plan does not fit the graph or the cluster.
     """
-    if isinstance(how, str):
-        return make_plan(graph, cluster, recipe(how), how)
-    return make_plan(graph, cluster, how, how.__name__)
+    script, name = (recipe(how), how) if isinstance(how, str) else (how, getattr(how, "__name__", "script"))
+    made = make_plan(graph, cluster, script, name)
+    return CompiledPlan(made.name, made.cluster, made.materialized, made.schedule)
+
+
+def compile(  # noqa: A001 (the public name)
+    model: Any,
+    args: Sequence[Any] | Mapping[str, Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    cluster: Cluster,
+    plan: str | PlanScript = "none",  # noqa: A002
+    loss: Callable[[Any], Any] | None = None,
+    optimizer: Optimizer | None = None,
+    save: str | Path | None = None,
+) -> CompiledPlan:
+    """Trace, plan and verify a model; with `save`, write its build folder.
+
+    Raises:
+        SuperscalerError: Some step failed; the message says which, where, and what to do.
+    """
+    graph = trace(model, args, kwargs, loss, optimizer)
+    compiled = _plan(graph, cluster, plan).verify()
+    if save is not None:
+        compiled.save(save)
+    return compiled
+
+
+_plan = plan

@@ -47,6 +47,8 @@ class Planner:
     schedule: ScheduleMaker | None = None
     task_orders: list[tuple[Task, Task]] = field(default_factory=list)
     operator_orders: list[tuple[str, str]] = field(default_factory=list)
+    said_by: str = ""
+    """Who speaks, where it is not a line of the user's: a word of a plan string."""
 
     def __post_init__(self) -> None:
         self.axes = find_axes(self.graph)
@@ -84,7 +86,7 @@ class Planner:
             product = " x ".join(f"{name}={size}" for name, size in sizes.items())
             raise PlanError(
                 f"{product} is {count} devices, not the {len(devices)} given",
-                where=user_line(),
+                where=self._speaker(),
                 remedy="make the product of the mesh axes equal the number of devices",
             )
         outside = [device for device in devices if not 0 <= device < self.cluster.num_devices]
@@ -92,7 +94,7 @@ class Planner:
             raise PlanError(
                 f"devices {outside or list(devices)} are not {len(devices)} different devices of {self.cluster.name}, "
                 f"which has 0 to {self.cluster.num_devices - 1}",
-                where=user_line(),
+                where=self._speaker(),
                 remedy="name each device of the cluster at most once",
             )
         return Mesh(devices, tuple(sizes.items()))
@@ -128,7 +130,7 @@ class Planner:
             PlanError: An operator forbids the cut, or the sizes do not add up.
         """
         over = over if isinstance(over, str) else "x" if not isinstance(over, Mesh) else over.names[0]
-        line = user_line()
+        line = self._speaker()
         if isinstance(what, Selection | Operator):
             operators = [what] if isinstance(what, Operator) else list(what)
             for operator in operators:
@@ -143,6 +145,9 @@ class Planner:
                     remedy="cut another axis; p.explain shows an operator's rule",
                 )
             self.cuts.append(Cut(axis, over, None, None, tuple(pieces) if pieces else None, line))
+
+    def _speaker(self) -> str:
+        return self.said_by or user_line()
 
     def _cut_operator(
         self, operator: Operator, letter: str | None, over: str, pieces: Sequence[int] | None, line: str
@@ -192,7 +197,7 @@ class Planner:
         else:
             raise PlanError(
                 "order takes a schedule, two tasks, or two sets of operators",
-                where=user_line(),
+                where=self._speaker(),
                 remedy="write p.order(ss.schedules.gpipe(4)), or p.order(first, then)",
             )
 

@@ -4,7 +4,7 @@ A plan string such as ``dp=2,tp=2,pp=2,schedule=1f1b,micro_batches=4,zero=1,sp``
 devices form one array per pipeline stage, data parallel outside tensor parallel; stages are outermost.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -86,19 +86,27 @@ def recipe(text: str) -> PlanScript:
                 f"pp {options.pp}), the cluster {p.cluster.name!r} has {p.cluster.num_devices}",
                 remedy="change the plan, or the cluster (--cluster local:N), until they agree",
             )
-        pipeline(p, options.pp, dp=options.dp, tp=options.tp)
-        if options.dp > 1:
-            data_parallel(p)
-        if options.tp > 1:
-            tensor_parallel(p)
-        if options.sp:
-            sequence_parallel(p)
-        if options.zero:
-            optimizer_sharding(p)
-        name = options.schedule or ("1f1b" if options.pp > 1 else "gpipe")
-        p.order(NAMED[name](options.micro_batches))
+        for word, apply in _words(options):
+            p.said_by = word
+            apply(p)
+        p.said_by = ""
 
     return script
+
+
+def _words(options: PlanOptions) -> Iterator[tuple[str, PlanScript]]:
+    """The recipe for each word of a plan string."""
+    yield f"pp={options.pp}", lambda p: pipeline(p, options.pp, dp=options.dp, tp=options.tp)
+    if options.dp > 1:
+        yield f"dp={options.dp}", data_parallel
+    if options.tp > 1:
+        yield f"tp={options.tp}", tensor_parallel
+    if options.sp:
+        yield "sp", sequence_parallel
+    if options.zero:
+        yield f"zero={options.zero}", optimizer_sharding
+    name = options.schedule or ("1f1b" if options.pp > 1 else "gpipe")
+    yield f"schedule={name}", lambda p: p.order(NAMED[name](options.micro_batches))
 
 
 def pipeline(p: Planner, stages: int, **axes: int) -> None:

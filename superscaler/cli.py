@@ -1,0 +1,204 @@
+"""The command line: flags are read, handed to the pipeline, and its answers printed; nothing else."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from superscaler.errors import BuildError, SuperscalerError, TraceError
+
+_EPILOG = """\
+examples:
+  superscaler compile models/gpt.py:tiny --cluster local:4 --plan dp=2,tp=2 -o build/gpt
+  torchrun --nproc-per-node 4 build/gpt/train.py --steps 20 --data build/text.safetensors
+  superscaler check models/gpt.py:tiny --cluster local:4 --plan tp=2,pp=2,micro_batches=2
+  superscaler show build/gpt
+  superscaler show models/gpt.py:tiny --cluster local:2 --plan pp=2 --explain 'h.0.attn.q/linear'
+
+plans: words joined by commas: dp=N tp=N pp=N zero=1 sp micro_batches=N schedule=gpipe|1f1b, or none;
+       or FILE.py:FUNCTION, a plan script (see examples/)
+clusters: local:N, dgx-a100:NODES and other presets, or a .yaml file
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code, 0 for success, 1 for a user's mistake."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except SuperscalerError as error:
+        print(f"superscaler: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "superscaler",
+        description="Compile a PyTorch model into a verified parallel plan and readable torch.distributed programs.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    compile_ = commands.add_parser("compile", help="model and plan -> a build folder that torchrun runs")
+    _add_model(compile_, "model")
+    compile_.add_argument("-o", "--output", required=True, type=Path, help="the build folder to write")
+    compile_.set_defaults(run=_compile)
+    check = commands.add_parser("check", help="prove a plan right, and run it against eager PyTorch in one process")
+    _add_model(check, "model")
+    check.add_argument("--static", action="store_true", help="only the proof; nothing is executed")
+    check.add_argument("--steps", type=int, default=2, help="training steps to compare (default 2)")
+    check.set_defaults(run=_check)
+    show = commands.add_parser("show", help="print a build folder's plan, or the plan of a model")
+    _add_model(show, "target")
+    show.add_argument("--graph", action="store_true", help="print the traced graph instead")
+    show.add_argument("--explain", metavar="OPERATOR", help="why one operator is cut and placed as it is")
+    show.set_defaults(run=_show)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser, name: str) -> None:
+    what = "FILE.py:NAME, such as models/gpt.py:tiny" + (", or a build folder" if name == "target" else "")
+    parser.add_argument(name, help=what)
+    parser.add_argument("--cluster", default="local:1", help="devices to plan for (default local:1)")
+    parser.add_argument("--plan", default="none", help="plan string, or FILE.py:FUNCTION (default none)")
+    parser.add_argument("--batch", type=int, default=8, help="samples in the global batch of one step (default 8)")
+    parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "bfloat16"), help="of parameters")
+    parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd"))
+    parser.add_argument("--lr", type=float, default=3e-4, help="learning rate (default 3e-4)")
+    parser.add_argument("--weight-decay", type=float, default=0.01)
+    parser.add_argument("--momentum", type=float, default=0.0, help="of sgd")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a size of the model")
+
+
+def _compile(options: argparse.Namespace) -> None:
+    plan = _plan(options, deferred=True)
+    with _progress("verifying"):
+        plan.verify()
+    with _progress("writing"):
+        folder = plan.save(options.output, options.model)
+    devices = plan.num_devices
+    print(f"{folder}: plan {plan.name!r} for {devices} device(s), verified; run it with")
+    print(f"  torchrun --nproc-per-node {devices} {folder}/train.py --steps 20 --data FILE.safetensors")
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.static:
+        plan = _plan(options, deferred=True)
+        with _progress("verifying"):
+            plan.verify()
+        print(f"plan {plan.name!r}: proved complete, race-free, deadlock-free and within memory")
+        return
+    model, inputs = _model(options)
+    plan = _plan(options, model=(model, inputs))
+    with _progress("verifying"):
+        plan.verify()
+    with _progress("comparing with eager PyTorch"):
+        comparison = plan.compare_with_eager(model, inputs, steps=options.steps)
+    print(f"plan {plan.name!r}: proved complete, race-free, deadlock-free and within memory")
+    print(comparison)
+
+
+def _show(options: argparse.Namespace) -> None:
+    folder = Path(options.target)
+    if folder.is_dir():
+        text = folder / "plan.txt"
+        if not text.is_file():
+            raise BuildError(f"{folder} is not a build folder: it has no plan.txt", remedy="name one made by compile -o")
+        print(text.read_text().rstrip())
+        print("\nprograms: " + ", ".join(str(path) for path in sorted(folder.glob("stage*.py"))))
+        return
+    options.model = options.target
+    if options.graph:
+        from superscaler.ir.text import format_graph
+
+        print(format_graph(_trace(options, deferred=True)))
+        return
+    plan = _plan(options, deferred=True)
+    print(plan.explain(options.explain) if options.explain else plan)
+
+
+def _model(options: argparse.Namespace) -> tuple[Any, Any]:
+    import torch
+
+    from superscaler.model_reference import build_model
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, options.dtype))
+    try:
+        return build_model(options.model, options.batch, _overrides(options.set))
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise TraceError(f"--set {pair!r} is not KEY=VALUE", remedy="write --set layers=2")
+        values[key] = int(value) if value.lstrip("-").isdecimal() else _number_or_text(value)
+    return values
+
+
+def _number_or_text(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _trace(options: argparse.Namespace, model: tuple[Any, Any] | None = None, deferred: bool = False) -> Any:
+    from superscaler.ir.deferred import deferred_init, initialisers
+    from superscaler.ir.optimizers import SGD, AdamW
+    from superscaler.ir.trace import trace
+
+    optimizer = (
+        AdamW(lr=options.lr, weight_decay=options.weight_decay)
+        if options.optimizer == "adamw"
+        else SGD(lr=options.lr, weight_decay=options.weight_decay, momentum=options.momentum)
+    )
+    filled = None
+    with _progress("building the model"):
+        if model is None and deferred:
+            with deferred_init():
+                model = _model(options)
+            filled = initialisers(model[0])
+        elif model is None:
+            model = _model(options)
+    with _progress("tracing"):
+        return trace(*model, optimizer=optimizer, initialisers=filled)
+
+
+def _plan(options: argparse.Namespace, model: tuple[Any, Any] | None = None, deferred: bool = False) -> Any:
+    from superscaler.compiler import plan
+    from superscaler.model_reference import load_script
+    from superscaler.planner.cluster import Cluster
+
+    cluster = Cluster.parse(options.cluster)
+    how = load_script(options.plan) if ".py:" in options.plan else options.plan
+    graph = _trace(options, model, deferred)
+    with _progress("planning"):
+        return plan(graph, cluster, how)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Say on a terminal what is going on, and how long it took where that is over two seconds."""
+    terminal = sys.stderr.isatty()
+    if terminal:
+        print(f"{what} ...", end="\r", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    yield
+    seconds = time.monotonic() - start
+    if terminal:
+        print("\033[K", end="", file=sys.stderr)
+    if seconds > 2:
+        print(f"{what}: {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

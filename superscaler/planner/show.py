@@ -1,0 +1,163 @@
+"""A Plan as text: who computes what, how it is cut, what moves, and in which order."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from superscaler.ir.graph import Operator, Phase
+from superscaler.ir.tensor import DTYPE_BYTES, Role
+from superscaler.planner.materialize import Transfer
+from superscaler.planner.plan import Plan
+from superscaler.planner.step_cost import local_elements
+from superscaler.planner.steps import StepKind
+
+
+def format_plan(plan: Plan) -> str:
+    """The whole plan on a page."""
+    parts = [_headline(plan), *(_stage(plan, number) for number in range(len(plan.materialized.stages)))]
+    return "\n\n".join([*parts, format_communication(plan), f"schedule {plan.schedule.name}\n{_schedule(plan)}"])
+
+
+def _headline(plan: Plan) -> str:
+    graph = plan.graph
+    parameters = sum(tensor.num_elements for tensor in graph.of_role(Role.PARAMETER))
+    batch = ", ".join(f"{name} {list(graph.tensors[name].shape)}" for name in graph.inputs)
+    return (
+        f"plan {plan.name!r} for {graph.name}: {format_count(parameters)} parameters on {plan.num_devices} devices of "
+        f"{plan.cluster.name}\nbatch: {batch}, in {plan.schedule.micro_batches} micro-batch(es)"
+    )
+
+
+def _stage(plan: Plan, number: int) -> str:
+    mesh = plan.materialized.stages[number]
+    placed = plan.placed
+    here = [operator for operator in plan.graph.operators if placed.placements[operator.name].mesh == mesh]
+    counts = Counter(placed.phases[operator.name] for operator in here)
+    lines = [
+        f"stage {number}: devices {mesh}",
+        f"  computes   {', '.join(compress_names(dict.fromkeys(operator.module for operator in here if operator.module)))}",
+        f"  operators  {', '.join(f'{counts[phase]} {_PHASE_NAMES[phase]}' for phase in Phase if counts[phase])}",
+        f"  holds      {format_count(_stored_elements(plan, number))} parameters per device",
+    ]
+    for axis in mesh.names:
+        lines.append(f"  {axis:<10} cuts {', '.join(axes_cut(plan, here, axis)) or 'nothing: replicas'}")
+    return "\n".join(lines)
+
+
+_PHASE_NAMES = {Phase.PREPARE: "prepare", Phase.FORWARD: "forward", Phase.BACKWARD: "backward", Phase.UPDATE: "update"}
+
+
+def axes_cut(plan: Plan, operators: Iterable[Operator], mesh_axis: str) -> list[str]:
+    """Names of the model's axes that a mesh axis cuts, with how many operators each, most first."""
+    counts: Counter[str] = Counter()
+    for operator in operators:
+        letters = plan.placed.axes.letters[operator.name]
+        for (letter, index), names in plan.placed.placements[operator.name].cuts:
+            if mesh_axis in names:
+                counts[next(axis.name for axis in letters[letter] if axis.index == index)] += 1
+    merged: Counter[str] = Counter()
+    for name, count in counts.items():
+        merged[re.sub(r"(?<=\.)\d+(?=\.)", "*", name)] += count
+    return [f"{name} ({count} operators)" for name, count in merged.most_common()]
+
+
+def _stored_elements(plan: Plan, stage: int) -> int:
+    mesh = plan.materialized.stages[stage]
+    total = 0
+    for name in plan.materialized.stored:
+        value = plan.materialized.values[name]
+        if value.layout.mesh == mesh and plan.graph.tensors[value.tensor].role is Role.PARAMETER:
+            total += local_elements(value.layout)
+    return total
+
+
+def format_communication(plan: Plan) -> str:
+    """Every kind of transfer: how often per step, over which axis, and how many bytes each device moves in all."""
+    rows: dict[tuple[str, str, str], list[int]] = {}
+    for phase, transfer in plan.transfers:
+        times = plan.schedule.micro_batches if phase in (Phase.FORWARD, Phase.BACKWARD) else 1
+        key = (_PHASE_NAMES[phase], str(transfer.step.kind), _over(plan, transfer))
+        row = rows.setdefault(key, [0, 0])
+        row[0] += times
+        row[1] += times * transfer_bytes(plan, transfer)
+    if not rows:
+        return "communication per step: none"
+    lines = ["communication per step, per device"]
+    lines += [
+        f"  {phase:<9} {kind:<15} {over:<24} {count:>5} x  {format_bytes(size):>10}"
+        for (phase, kind, over), (count, size) in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def _over(plan: Plan, transfer: Transfer) -> str:
+    step = transfer.step
+    if step.kind in (StepKind.SEND, StepKind.EXCHANGE):
+        ends = [plan.materialized.stages.index(layout.mesh) for layout in (step.before, step.after)]
+        return f"stage {ends[0]} -> stage {ends[1]}"
+    return f"over {step.axis} (stage {plan.materialized.stages.index(step.before.mesh)})"
+
+
+def transfer_bytes(plan: Plan, transfer: Transfer) -> int:
+    """Bytes one device sends in one execution, by the ring algorithm's count for collectives."""
+    step = transfer.step
+    tensor = plan.graph.tensors[plan.materialized.values[transfer.read].tensor]
+    width = DTYPE_BYTES[tensor.dtype]
+    before, after = local_elements(step.before) * width, local_elements(step.after) * width
+    if step.kind in (StepKind.SEND, StepKind.EXCHANGE):
+        return before
+    ring = step.before.mesh.size(step.axis) - 1
+    size = ring + 1
+    match step.kind:
+        case StepKind.ALL_REDUCE:
+            return 2 * before * ring // size
+        case StepKind.ALL_GATHER:
+            return after * ring // size
+        case _:
+            return before * ring // size
+
+
+def _schedule(plan: Plan) -> str:
+    lines = str(plan.schedule).splitlines()
+    return "\n".join(f"  {line if len(line) <= 150 else line[:147] + '...'}" for line in lines)
+
+
+def compress_names(names: Iterable[str]) -> list[str]:
+    """Module paths with runs of numbers folded, and without those inside a module already named.
+
+    >>> compress_names(["wte", "h.0.attn", "h.0", "h.1", "h.2", "ln_f"])
+    ['wte', 'h.0-2', 'ln_f']
+    """
+    tops = dict.fromkeys(re.match(r"^[^.]*(\.\d+)?", name).group() for name in names)  # type: ignore[union-attr]
+    folded: dict[str, list[int]] = {}
+    for top in tops:
+        stem, _, number = top.rpartition(".")
+        folded.setdefault(stem if number.isdecimal() and stem else top, []).extend(
+            [int(number)] if number.isdecimal() and stem else []
+        )
+    return [f"{stem}.{_ranges(numbers)}" if numbers else stem for stem, numbers in folded.items()]
+
+
+def _ranges(numbers: list[int]) -> str:
+    first, last = min(numbers), max(numbers)
+    if len(numbers) > 1 and sorted(numbers) == list(range(first, last + 1)):
+        return f"{first}-{last}"
+    return ",".join(map(str, sorted(numbers)))
+
+
+def format_count(number: float) -> str:
+    """1234567 as ``1.2M``."""
+    for unit in ("", "K", "M", "B", "T"):
+        if number < 1000 or unit == "T":
+            return f"{number:.4g}{unit}" if unit else f"{number:.0f}"
+        number /= 1000
+    raise AssertionError(number)
+
+
+def format_bytes(number: float) -> str:
+    """Bytes with a binary unit: ``1.5 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if number < 1024 or unit == "TiB":
+            return f"{number:.1f} {unit}" if unit != "B" else f"{number:.0f} B"
+        number /= 1024
+    raise AssertionError(number)
