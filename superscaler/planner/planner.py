@@ -116,6 +116,7 @@ class Planner:
         over: str | Devices = "x",
         *,
         letter: str | None = None,
+        within: Selection | None = None,
         pieces: Sequence[int] | None = None,
     ) -> None:
         """Cut an axis over a mesh axis: every operator it runs through, forward, backward and update.
@@ -124,6 +125,7 @@ class Planner:
             what: Axes (``p.axis("heads")``, ``selection.axis("out")``), or operators with ``letter``.
             over: Name of the mesh axis; devices of a mesh of one axis mean that axis.
             letter: With operators: the letter of their rule (``superscaler show --rules``) to cut in them alone.
+            within: With axes: cut them in these operators alone.
             pieces: Sizes of the pieces, if not as even as can be.
 
         Raises:
@@ -144,7 +146,8 @@ class Planner:
                     where=line,
                     remedy="cut another axis; p.explain shows an operator's rule",
                 )
-            self.cuts.append(Cut(axis, over, None, None, tuple(pieces) if pieces else None, line))
+            where = None if within is None else frozenset(operator.name for operator in within)
+            self.cuts.append(Cut(axis, over, where, None, tuple(pieces) if pieces else None, line))
 
     def _speaker(self) -> str:
         return self.said_by or user_line()
