@@ -32,6 +32,7 @@ def without_mutations(captured: GraphModule, inputs: Sequence[Any]) -> GraphModu
     functional = torch.func.functionalize(run, remove="mutations")
     with torch.no_grad():
         result = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    _forget_copies_back(result, len(inputs[0]))
     return result
 
 
@@ -40,4 +41,16 @@ def _mutates(node: Node) -> bool:
     return schema is not None and schema.is_mutable
 
 
-__all__ = ["TraceError", "note_of", "without_mutations"]
+def _forget_copies_back(functional: GraphModule, num_stored: int) -> None:
+    """Remove what would write into the caller's inputs: a graph has no effects but its results."""
+    stored = [node for node in functional.graph.nodes if node.op == "placeholder"][:num_stored]
+    for node in [node for node in functional.graph.nodes if _mutates(node)]:
+        target, value = node.args[:2]
+        if target in stored:
+            raise TraceError(
+                "the model overwrites one of its own parameters or buffers in forward, such as a running mean",
+                where=note_of(value.meta).get("source", ""),
+                remedy="call model.eval() first where that stops it, or keep the tensor outside of the model",
+            )
+        functional.graph.erase_node(node)
+    functional.recompile()

@@ -114,6 +114,9 @@ class _Importer:
         if kind in _ALIASES or (kind == "aten._to_copy" and self._same_dtype(node)):
             self.names[node] = self.names[node.args[0]]  # type: ignore[index]
             return
+        if kind == "aten.copy" and self._same(node, node.args[1]):
+            self.names[node] = self.names[node.args[1]]  # type: ignore[index]
+            return
         if kind.startswith("aten.mean"):
             self._mean(node)
             return
@@ -132,6 +135,10 @@ class _Importer:
 
     def _same_dtype(self, node: Node) -> bool:
         return node.meta["val"].dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+
+    def _same(self, node: Node, source: Any) -> bool:
+        value, other = node.meta["val"], source.meta["val"]
+        return (value.shape, value.dtype) == (other.shape, other.dtype)
 
     def _mean(self, node: Node) -> None:
         source, dims, keep = (*node.args, None, False)[:3] if len(node.args) < 3 else node.args[:3]

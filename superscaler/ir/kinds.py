@@ -12,6 +12,7 @@ from superscaler.errors import TraceError
 from superscaler.ir.graph import Graph, Operator, Ref
 from superscaler.ir.rules import Rule, RuleMismatch, Shape, bind
 from superscaler.ir.shape_rules import (
+    across_dim,
     any_piece,
     contract_dims,
     join_dim,
@@ -121,6 +122,14 @@ KINDS: dict[str, Kind] = {
     "aten.expand": Kind(stretch, "torch.Tensor.expand", shape_argument=1),
     "aten.slice.Tensor": Kind(keep_dim_whole, "torch.ops.aten.slice.Tensor"),
     "aten.select.int": Kind(keep_dim_whole, "torch.select"),
+    "aten.slice_backward": Kind(across_dim(2), "torch.ops.aten.slice_backward", shape_argument=1),
+    "aten.select_backward": Kind(across_dim(2), "torch.ops.aten.select_backward", shape_argument=1),
+    "aten.slice_scatter": Kind(across_dim(2), "torch.slice_scatter"),
+    "aten.select_scatter": Kind(across_dim(2), "torch.select_scatter"),
+    "aten.split.Tensor": Kind(across_dim(2), "torch.split"),
+    "aten.split_with_sizes": Kind(across_dim(2), "torch.split"),
+    "aten.unbind.int": Kind(across_dim(1), "torch.unbind"),
+    "aten.stack": Kind(across_dim(1), "torch.stack"),
     "aten.cat": Kind(join_dim, "torch.cat"),
     # made from nothing
     "aten.arange": Kind(whole_result, "torch.arange"),
@@ -153,6 +162,7 @@ _POINTWISE = {
     "aten.ne.Tensor": "torch.ne", "aten.lt.Scalar": "torch.lt", "aten.lt.Tensor": "torch.lt",
     "aten.le.Scalar": "torch.le", "aten.le.Tensor": "torch.le", "aten.gt.Scalar": "torch.gt",
     "aten.gt.Tensor": "torch.gt", "aten.ge.Scalar": "torch.ge", "aten.ge.Tensor": "torch.ge",
+    "aten.fill.Tensor": "torch.ops.aten.fill.Tensor", "aten.fill.Scalar": "torch.ops.aten.fill.Scalar",
     "aten._to_copy": "torch.ops.aten._to_copy",
 }  # fmt: skip
 _LINEAR_POINTWISE = {"aten.add.Tensor", "aten.sub.Tensor", "aten.neg"}

@@ -19,13 +19,11 @@ class AdamW:
     weight_decay: float = 1e-2
 
     kind: ClassVar[str] = "adamw"
-    slots: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
-    """The states the function takes, in order; None is passed for one that is not kept."""
 
     @property
     def states(self) -> tuple[str, ...]:
         """What is kept per parameter, each shaped like it."""
-        return self.slots
+        return ("exp_avg", "exp_avg_sq")
 
     @property
     def options(self) -> tuple[tuple[str, Any], ...]:
@@ -42,13 +40,11 @@ class SGD:
     weight_decay: float = 0.0
 
     kind: ClassVar[str] = "sgd"
-    slots: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
-    """The states the function takes, in order; None is passed for one that is not kept."""
 
     @property
     def states(self) -> tuple[str, ...]:
         """What is kept per parameter, each shaped like it."""
-        return self.slots if self.momentum else ()
+        return ("momentum_buffer",) if self.momentum else ()
 
     @property
     def options(self) -> tuple[tuple[str, Any], ...]:

@@ -3,7 +3,7 @@
 All take the operator and the shapes of the tensors it reads and writes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 from superscaler.ir.graph import Operator
@@ -64,6 +64,26 @@ def keep_dim_whole(operator: Operator, reads: Sequence[Shape], writes: Sequence[
         fresh = "1" if writes[0][dim] == 1 else "z!"
         out = [(fresh if i == dim and writes[0][dim] != reads[0][dim] else name) for i, name in enumerate(names)]
     return f"{', '.join([_text(*whole)] * len(reads))} -> {_text(*out)}"
+
+
+def across_dim(position: int) -> Callable[[Operator, Sequence[Shape], Sequence[Shape]], str]:
+    """One dim, given by the argument at `position`, has its own extent, or is missing, in each tensor; it is whole."""
+
+    def rule(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+        full = max((*reads, *writes), key=len)
+        dim = (operator.arguments[position] if len(operator.arguments) > position else 0) % len(full)
+        names = _letters(full)
+
+        def term(shape: Shape, own: str) -> str:
+            dims = names[:dim] + names[dim + 1 :]
+            if len(shape) == len(full):
+                dims.insert(dim, f"{own}!" if shape[dim] > 1 else "1")
+            return _text(*dims)
+
+        left = ", ".join(term(shape, f"r{i}") for i, shape in enumerate(reads))
+        return f"{left} -> {', '.join(term(shape, f'w{i}') for i, shape in enumerate(writes))}"
+
+    return rule
 
 
 def join_dim(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:

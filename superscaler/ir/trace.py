@@ -196,7 +196,6 @@ def _append_updates(graph: Graph, optimizer: Optimizer, trainable: list[str]) ->
         parameter = tensors[key]
         states = [f"{key}/{state}" for state in optimizer.states]
         fresh = [f"{name}/new" for name in (key, *states)]
-        refs = tuple(Ref(index) for index in range(3 + len(states)))
         for name in states:
             tensors[name] = Tensor(name, parameter.shape, parameter.dtype, Role.STATE)
         for name in fresh:
@@ -208,7 +207,7 @@ def _append_updates(graph: Graph, optimizer: Optimizer, trainable: list[str]) ->
                 optimizer.kind,
                 (key, gradient, *states, STEP),
                 tuple(fresh),
-                refs if states else (*refs[:2], *[None] * len(optimizer.slots), refs[-1]),
+                tuple(Ref(index) for index in range(3 + len(states))),
                 optimizer.options,
                 Phase.UPDATE,
                 key.rpartition(".")[0],

@@ -153,6 +153,7 @@ class Capture:
             F.scaled_dot_product_attention: self.attention,
             F.cross_entropy: self.cross_entropy,
             F.dropout: self.dropout,
+            F.mse_loss: self.mse_loss,
         }
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -216,3 +217,20 @@ class Capture:
             return input
         self.dropouts += 1
         return _ops.dropout(input, self.step, p=p, key=self.dropouts)
+
+    def mse_loss(
+        self,
+        input: Tensor,  # noqa: A002 (torch's name)
+        target: Tensor,
+        size_average: Any = None,
+        reduce: Any = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """As ``F.mse_loss``, by its definition."""
+        if weight is not None or size_average is not None or reduce is not None:
+            return NotImplemented
+        squares = (input - target).square()
+        if reduction == "none":
+            return squares
+        return squares.sum() if reduction == "sum" else squares.mean()
