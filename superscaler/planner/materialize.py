@@ -187,6 +187,7 @@ class _Builder:
         forward = [o for o in self.graph.operators if o.phase is Phase.FORWARD] or list(self.graph.operators)
         every = [*forward, *self.graph.operators]
         self.stages = tuple(dict.fromkeys(self.placed.placements[operator.name].mesh for operator in every))
+        _check_disjoint(self.stages)
 
     # where stored tensors and inputs live
 
@@ -341,6 +342,19 @@ class _Builder:
             later = self.stages.index(step.after.mesh) > self.stages.index(step.before.mesh)
             return Phase.FORWARD if later else Phase.BACKWARD
         return phase
+
+
+def _check_disjoint(stages: Iterable[Mesh]) -> None:
+    """Every device runs one program: it may belong to one mesh only."""
+    owner: dict[int, Mesh] = {}
+    for mesh in stages:
+        for device in mesh.devices:
+            if device in owner:
+                raise PlanError(
+                    f"device {device} belongs to two meshes, {owner[device]} and {mesh}",
+                    remedy="place these operators on one mesh, and cut them over different axes of it",
+                )
+            owner[device] = mesh
 
 
 def _unmasked(layout: Layout) -> Layout:
