@@ -1,5 +1,7 @@
 """What every test shares."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -13,3 +15,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the files under tests/golden anew")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest):
+    """``golden("mlp/graph.txt", text)``: the text equals the file under tests/golden, or becomes it."""
+
+    def compare(name: str, text: str) -> None:
+        path = Path(__file__).parent / "golden" / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        assert path.exists(), f"no file {path}: run pytest with --update-golden"
+        assert path.read_text() == text, "the text changed; if that is meant, run pytest with --update-golden"
+
+    return compare
