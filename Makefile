@@ -14,11 +14,8 @@ help: ## show this list
 
 setup: $(DEV) ## create .venv with everything a developer needs
 
-demo: $(TEST) ## compile a small GPT for four ranks of this machine and train it for twenty steps
-	$(BIN)/python -m models.text build/demo/text.safetensors --seq 64
-	$(BIN)/superscaler compile models/gpt.py:tiny --cluster local:4 --plan dp=2,tp=2 -o build/demo/gpt
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 4 build/demo/gpt/train.py \
-	    --steps 20 --data build/demo/text.safetensors
+demo: $(TEST) ## compile a small GPT for two processes, train it on real text, compare with one
+	$(BIN)/python examples/demo.py
 
 test: $(TEST) ## run the tests (PYTEST_ARGS="..." to choose)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
