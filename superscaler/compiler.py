@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from superscaler.codegen.build import write_build
+from superscaler.codegen.comparison import Comparison, compare_programs_with_eager
 from superscaler.codegen.lower import lower
 from superscaler.codegen.memory import free_values
 from superscaler.codegen.program import Program
 from superscaler.codegen.verify import verify_programs
-from superscaler.codegen.virtual import Comparison, compare_programs_with_eager
 from superscaler.ir.graph import Graph
 from superscaler.ir.optimizers import Optimizer
 from superscaler.ir.trace import trace
@@ -77,13 +77,13 @@ def plan(graph: Graph, cluster: Cluster, how: str | PlanScript = "none") -> Comp
     return CompiledPlan(made.name, made.cluster, made.materialized, made.schedule)
 
 
-def compile(  # noqa: A001 (the public name)
+def compile(
     model: Any,
     args: Sequence[Any] | Mapping[str, Any],
     kwargs: Mapping[str, Any] | None = None,
     *,
     cluster: Cluster,
-    plan: str | PlanScript = "none",  # noqa: A002
+    plan: str | PlanScript = "none",
     loss: Callable[[Any], Any] | None = None,
     optimizer: Optimizer | None = None,
     save: str | Path | None = None,

@@ -1,0 +1,218 @@
+"""Comparison: a plan's programs on the virtual cluster against plain eager PyTorch with autograd and torch.optim."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from superscaler.codegen.pieces import relative_difference
+from superscaler.codegen.program import Program
+from superscaler.codegen.virtual import run_step
+from superscaler.errors import PlanError
+from superscaler.ir.graph import Graph
+from superscaler.ir.interpret import interpret
+from superscaler.planner.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Largest differences between a plan and one device, each relative to the tensor's largest element."""
+
+    outputs: float
+    gradients: float
+    parameters: float
+    """Parameters, buffers and optimizer states after every step."""
+    replicas: float
+    """Between devices that should hold the same."""
+    worst: str
+    """The tensor that differs most."""
+    steps: int
+    reference: str
+    """What the plan was compared with."""
+
+    @property
+    def largest(self) -> float:
+        """The largest of all differences."""
+        return max(self.outputs, self.gradients, self.parameters, self.replicas)
+
+    def __str__(self) -> str:
+        """Print one line per kind of value."""
+        rows = ("outputs", "gradients", "parameters", "replicas")
+        lines = [f"  {row:<10} {getattr(self, row):.2e}" for row in rows]
+        return "\n".join(
+            [
+                f"largest relative difference from {self.reference} over {self.steps} steps:",
+                *lines,
+                f"  most: {self.worst}",
+            ]
+        )
+
+
+def compare_programs_with_eager(
+    plan: Plan,
+    programs: Sequence[Program],
+    model: torch.nn.Module,
+    args: Sequence[Any] | Mapping[str, Any],
+    kwargs: Mapping[str, Any] | None = None,
+    loss: Callable[[Any], Tensor] | None = None,
+    steps: int = 2,
+) -> Comparison:
+    """Train `steps` steps on the virtual cluster and in eager PyTorch, from the same weights on the same batch.
+
+    A model with dropout is compared with its graph on one device instead: torch draws other masks.
+
+    Args:
+        plan: The plan.
+        programs: Its programs.
+        model: The module it was traced from; not changed.
+        args: Inputs, as `superscaler.ir.trace.trace` takes them.
+        kwargs: Further inputs by name.
+        loss: Maps the model's output to a scalar, as given to ``trace``.
+        steps: How many.
+
+    Raises:
+        VerificationError: The programs hang or fail.
+    """
+    graph = plan.graph
+    call = _bind(model, args, kwargs or {})
+    batch = name_inputs(graph, call)
+    state = initial_state(graph, model)
+    has_dropout = any(
+        operator.kind == "dropout" and operator.keyword("p", 0.0) for operator in graph.operators
+    )
+    reference = _Interpreted(graph, state) if has_dropout else _Eager(graph, model, loss)
+    kinds: dict[str, list[tuple[float, str]]] = {"outputs": [], "gradients": [], "parameters": []}
+    replicas = 0.0
+    for step in range(1, steps + 1):
+        result = run_step(programs, state, batch, step, set(graph.gradients.values()))
+        truth = reference.step(call, batch, step)
+        state = result.state
+        replicas = max(replicas, result.difference)
+        ours = {
+            "outputs": result.outputs,
+            "gradients": {name: result.watched[tensor] for name, tensor in graph.gradients.items()},
+            "parameters": result.state,
+        }
+        for kind, values in ours.items():
+            for name, value in truth[kind].items():
+                kinds[kind].append((relative_difference(values[name], value), f"{name} in step {step}"))
+    most = {kind: max(found, default=(0.0, "nothing")) for kind, found in kinds.items()}
+    return Comparison(
+        most["outputs"][0],
+        most["gradients"][0],
+        most["parameters"][0],
+        replicas,
+        max(most.values())[1],
+        steps,
+        "the graph on one device" if has_dropout else "eager PyTorch",
+    )
+
+
+def name_inputs(graph: Graph, call: inspect.BoundArguments) -> dict[str, Tensor]:
+    """The graph's inputs by name, from a bound call of the model's forward."""
+    leaves = [leaf for leaf in pytree.tree_leaves(dict(call.arguments)) if isinstance(leaf, Tensor)]
+    if len(leaves) != len(graph.inputs):
+        raise PlanError(
+            f"the graph {graph.name!r} has the inputs {', '.join(graph.inputs)}; {len(leaves)} tensors were given",
+            remedy="pass the inputs the graph was traced with",
+        )
+    return dict(zip(graph.inputs, leaves, strict=True))
+
+
+def initial_state(graph: Graph, model: torch.nn.Module | None = None) -> dict[str, Tensor]:
+    """Stored tensors before the first step: the model's parameters and buffers; optimizer states are 0."""
+    given: dict[str, Any] = dict(graph.values)
+    if model is not None:
+        given.update(copy.deepcopy({**dict(model.named_parameters()), **dict(model.named_buffers())}))
+    return {
+        tensor.name: given[tensor.name].detach()
+        if tensor.name in given
+        else torch.zeros(tensor.shape, dtype=getattr(torch, tensor.dtype))
+        for tensor in graph.stored()
+    }
+
+
+def _bind(model: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
+    signature = inspect.signature(model.forward)
+    if isinstance(args, Tensor):
+        args = (args,)
+    if isinstance(args, Mapping):
+        return signature.bind(**args, **kwargs)
+    return signature.bind(*args, **kwargs)
+
+
+class _Eager:
+    """The model itself, with autograd and an optimizer of torch."""
+
+    def __init__(self, graph: Graph, model: torch.nn.Module, loss: Callable[[Any], Tensor] | None) -> None:
+        self.graph, self.loss = graph, loss
+        self.model = copy.deepcopy(model)
+        self.parameters = {name: p for name, p in self.model.named_parameters() if name in graph.updates}
+        self.optimizer = _torch_optimizer(graph, self.parameters) if graph.is_training else None
+
+    def step(
+        self, call: inspect.BoundArguments, batch: Mapping[str, Tensor], step: int
+    ) -> dict[str, dict[str, Tensor]]:
+        if self.optimizer is None:
+            with torch.no_grad():
+                leaves = pytree.tree_leaves(self.model(*call.args, **call.kwargs))
+            outputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            return {
+                "outputs": dict(zip(self.graph.outputs, outputs, strict=True)),
+                "gradients": {},
+                "parameters": {},
+            }
+        self.optimizer.zero_grad()
+        output = self.model(*call.args, **call.kwargs)
+        target = self.loss(output) if self.loss else getattr(output, "loss", None)
+        if target is None:
+            target = output[0] if isinstance(output, tuple | list) else output
+        target.backward()
+        gradients = {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
+        self.optimizer.step()
+        state = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state[parameter].items():
+                if f"{name}/{key}" in self.graph.tensors and isinstance(value, Tensor):
+                    state[f"{name}/{key}"] = value.clone()
+        return {
+            "outputs": {self.graph.outputs[0]: target.detach()},
+            "gradients": gradients,
+            "parameters": state,
+        }
+
+
+class _Interpreted:
+    """The graph on one device."""
+
+    def __init__(self, graph: Graph, state: Mapping[str, Tensor]) -> None:
+        self.graph, self.state = graph, dict(state)
+
+    def step(
+        self, call: inspect.BoundArguments, batch: Mapping[str, Tensor], step: int
+    ) -> dict[str, dict[str, Tensor]]:
+        results = interpret(self.graph, {**self.state, **batch, "step": step})
+        self.state.update({name: results[fresh] for name, fresh in self.graph.updates.items()})
+        return {
+            "outputs": {name: results[name] for name in self.graph.outputs},
+            "gradients": {name: results[tensor] for name, tensor in self.graph.gradients.items()},
+            "parameters": dict(self.state),
+        }
+
+
+def _torch_optimizer(graph: Graph, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of torch that the graph's update operators stand for."""
+    updates = [graph.writer[graph.updates[name]] for name in parameters]
+    groups = []
+    for parameter, update in zip(parameters.values(), updates, strict=True):
+        options = dict(update.keywords)
+        if update.kind == "adamw":
+            options["betas"] = (options.pop("beta1"), options.pop("beta2"))
+        groups.append({"params": [parameter], **options})
+    make = torch.optim.AdamW if updates[0].kind == "adamw" else torch.optim.SGD
+    return make(groups, foreach=False)
