@@ -20,7 +20,10 @@ from superscaler.ir.provenance import note_of
 from superscaler.ir.tensor import Role, Tensor
 
 _ALIASES = {"aten.clone", "aten.detach", "aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh", "aten.contiguous"}
-_RESHAPES = {"aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_copy"}
+_RESHAPES = {
+    "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_copy",
+    "aten.unsqueeze", "aten.squeeze", "aten.squeeze.dim", "aten.squeeze.dims",
+}  # fmt: skip
 _CONSTANTS = {
     "aten.zeros": 0, "aten.ones": 1, "aten.full": None,
     "aten.zeros_like": 0, "aten.ones_like": 1, "aten.full_like": None,
@@ -189,9 +192,8 @@ class _Importer:
         """Nested arguments with nodes as Refs, collected in `reads`, and torch's own types as text."""
         if isinstance(value, Node):
             name = self.names[value]
-            if name not in reads:
-                reads.append(name)
-            return Ref(reads.index(name))
+            reads.append(name)
+            return Ref(len(reads) - 1)
         if isinstance(value, (tuple, list)):
             return type(value)(self._arguments(item, reads) for item in value)
         if isinstance(value, torch.dtype):

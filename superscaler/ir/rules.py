@@ -84,13 +84,21 @@ def bind(text: str, reads: Sequence[Shape], writes: Sequence[Shape]) -> tuple[Ru
 def _letter_sizes(text: str, dims: list[tuple[tuple[str, ...], int]]) -> dict[str, int]:
     """Sizes of letters from sizes of dims; products of letters are told apart by the dims that split them."""
     sizes: dict[str, int] = {}
-    for dim, size in sorted(dims, key=lambda pair: len(pair[0])):
-        unknown = [letter for letter in dim if letter not in sizes]
-        known = prod(sizes[letter] for letter in dim if letter in sizes)
-        if len(unknown) > 1 or (not unknown and known != size) or (unknown and (known == 0 or size % known)):
-            raise RuleMismatch(f"{text!r}: the dim {' '.join(dim) or '1'} has {size} elements, with {sizes}")
-        if unknown:
-            sizes[unknown[0]] = size // known
+    while dims:
+        unclear = []
+        for dim, size in dims:
+            unknown = [letter for letter in dim if letter not in sizes]
+            known = prod(sizes[letter] for letter in dim if letter in sizes)
+            if len(unknown) > 1:
+                unclear.append((dim, size))
+            elif (not unknown and known != size) or (unknown and (known == 0 or size % known)):
+                raise RuleMismatch(f"{text!r}: the dim {' '.join(dim) or '1'} has {size} elements, with {sizes}")
+            elif unknown:
+                sizes[unknown[0]] = size // known
+        if len(unclear) == len(dims):
+            dim, size = dims[0]
+            raise RuleMismatch(f"{text!r}: nothing tells how the dim ({' '.join(dim)}) has {size} elements, with {sizes}")
+        dims = unclear
     return sizes
 
 

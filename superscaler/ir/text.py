@@ -94,16 +94,16 @@ def _format_operator(graph: Graph, operator: Operator) -> str:
     arguments = [value(item) for item in operator.arguments]
     arguments += [f"{key}={value(item)}" for key, item in operator.keywords]
     line = f"{operator.phase} {title}{', '.join(writes)} = {operator.kind}({', '.join(arguments)})"
-    if operator.reads != _order_of_mention(operator):
+    if not _in_order_of_mention(operator):
         line += f" reading {', '.join(map(_name, operator.reads))}"
     if (operator.module, operator.source, operator.origin) == ("", "", -1):
         return line
     return f"{line}  # {operator.module or '-'} {operator.source or '-'} call {operator.origin}"
 
 
-def _order_of_mention(operator: Operator) -> tuple[str, ...]:
+def _in_order_of_mention(operator: Operator) -> bool:
     refs = iterate_refs((*operator.arguments, *(value for _, value in operator.keywords)))
-    return tuple(dict.fromkeys(operator.reads[ref.index] for ref in refs))
+    return [ref.index for ref in refs] == list(range(len(operator.reads)))
 
 
 def _format_step(step: Sequence[Any]) -> str:
@@ -269,9 +269,8 @@ class _Builder:
         kind, reads = reader.take(), []
 
         def refer(tensor: str) -> Ref:
-            if tensor not in reads:
-                reads.append(tensor)
-            return Ref(reads.index(tensor))
+            reads.append(tensor)
+            return Ref(len(reads) - 1)
 
         arguments, keywords = _read_arguments(reader, refer)
         if reader.accept("reading"):
