@@ -47,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(compile_, "model")
     compile_.add_argument("-o", "--output", required=True, type=Path, help="the build folder to write")
     compile_.set_defaults(run=_compile)
-    check = commands.add_parser("check", help="prove a plan right, and run it against eager PyTorch in one process")
+    check = commands.add_parser(
+        "check", help="prove a plan right, and run it against eager PyTorch in one process"
+    )
     _add_model(check, "model")
     check.add_argument("--static", action="store_true", help="only the proof; nothing is executed")
     check.add_argument("--steps", type=int, default=2, help="training steps to compare (default 2)")
@@ -65,13 +67,19 @@ def _add_model(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(name, help=what)
     parser.add_argument("--cluster", default="local:1", help="devices to plan for (default local:1)")
     parser.add_argument("--plan", default="none", help="plan string, or FILE.py:FUNCTION (default none)")
-    parser.add_argument("--batch", type=int, default=8, help="samples in the global batch of one step (default 8)")
-    parser.add_argument("--dtype", default="float32", choices=("float64", "float32", "bfloat16"), help="of parameters")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="samples in the global batch of one step (default 8)"
+    )
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float64", "float32", "bfloat16"), help="of parameters"
+    )
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd"))
     parser.add_argument("--lr", type=float, default=3e-4, help="learning rate (default 3e-4)")
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--momentum", type=float, default=0.0, help="of sgd")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a size of the model")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a size of the model"
+    )
 
 
 def _compile(options: argparse.Namespace) -> None:
@@ -107,7 +115,9 @@ def _show(options: argparse.Namespace) -> None:
     if folder.is_dir():
         text = folder / "plan.txt"
         if not text.is_file():
-            raise BuildError(f"{folder} is not a build folder: it has no plan.txt", remedy="name one made by compile -o")
+            raise BuildError(
+                f"{folder} is not a build folder: it has no plan.txt", remedy="name one made by compile -o"
+            )
         print(text.read_text().rstrip())
         print("\nprograms: " + ", ".join(str(path) for path in sorted(folder.glob("stage*.py"))))
         return

@@ -23,7 +23,9 @@ def load_module(path: str) -> ModuleType:
     """
     file = Path(path)
     if not file.is_file():
-        raise TraceError(f"no Python file {path!r}", remedy="name a file and a model in it: models/gpt.py:tiny")
+        raise TraceError(
+            f"no Python file {path!r}", remedy="name a file and a model in it: models/gpt.py:tiny"
+        )
     name = f"superscaler_user_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
@@ -57,7 +59,9 @@ def build_model(reference: str, batch: int, overrides: Mapping[str, Any]) -> tup
         return build(*arguments, **overrides), inputs(*arguments, batch=batch, **overrides)
     except (TypeError, KeyError, ValueError) as error:
         raise TraceError(
-            f"{reference} cannot be built: {error}", where=path, remedy="check the name after the colon and --set"
+            f"{reference} cannot be built: {error}",
+            where=path,
+            remedy="check the name after the colon and --set",
         ) from error
 
 
@@ -72,5 +76,7 @@ def load_script(reference: str) -> Any:
     script = getattr(module, name, None)
     if not callable(script):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise TraceError(f"{path} has no function {name!r}", remedy=f"it has {', '.join(functions) or 'none'}")
+        raise TraceError(
+            f"{path} has no function {name!r}", remedy=f"it has {', '.join(functions) or 'none'}"
+        )
     return script

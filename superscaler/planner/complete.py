@@ -36,7 +36,9 @@ def complete(planner: Planner, micro_batches: int) -> PlacedGraph:
     placements: dict[str, Placement] = {}
     partial: dict[str, tuple[str, ...]] = {}
     for operator in graph.operators:
-        placement = _own_cuts(planner, operator, places[operator.name], by_operator[operator.name], reasons[operator.name])
+        placement = _own_cuts(
+            planner, operator, places[operator.name], by_operator[operator.name], reasons[operator.name]
+        )
         if micro_batches > 1 and phases[operator.name] in (Phase.FORWARD, Phase.BACKWARD):
             placement = _cut_in_time(planner, operator, placement, batch)
         placement = _pass_summands(graph, operator, placement, places, partial, reasons[operator.name])
@@ -45,7 +47,9 @@ def complete(planner: Planner, micro_batches: int) -> PlacedGraph:
             layout = operand_layout(axes, operator, name, term, placement, written=True)
             partial[name] = layout.partial if layout.reducer == "sum" else ()
     _check_sizes(planner, placements)
-    return PlacedGraph(graph, axes, placements, phases, {name: tuple(lines) for name, lines in reasons.items()})
+    return PlacedGraph(
+        graph, axes, placements, phases, {name: tuple(lines) for name, lines in reasons.items()}
+    )
 
 
 # places
@@ -129,7 +133,9 @@ def _cuts_by_operator(planner: Planner) -> dict[str, list[Cut]]:
     return table
 
 
-def _own_cuts(planner: Planner, operator: Operator, mesh: Mesh, cuts: list[Cut], reasons: list[str]) -> Placement:
+def _own_cuts(
+    planner: Planner, operator: Operator, mesh: Mesh, cuts: list[Cut], reasons: list[str]
+) -> Placement:
     chosen: dict[tuple[str, int], list[str]] = {}
     pieces: dict[int, tuple[int, ...]] = {}
     owner: dict[str, Cut] = {}
@@ -189,7 +195,9 @@ def _pass_summands(
     shared = [axis for axis in shared if axis not in placement.used]
     if not shared:
         return placement
-    reasons.append(f"passes summands over {', '.join(shared)} on: it is linear, so they are summed once, later")
+    reasons.append(
+        f"passes summands over {', '.join(shared)} on: it is linear, so they are summed once, later"
+    )
     return replace(placement, values=tuple(shared))
 
 

@@ -15,7 +15,7 @@ from superscaler.ir.mesh import TIME, Mesh
 from superscaler.ir.tensor import DTYPE_BYTES, Role
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.placement import PlacedGraph
-from superscaler.planner.steps import Step, StepKind
+from superscaler.planner.steps import Step
 from superscaler.planner.transitions import find_path, path_seconds
 
 PHASES = (Phase.PREPARE, Phase.FORWARD, Phase.BACKWARD, Phase.UPDATE)
@@ -262,7 +262,11 @@ class _Builder:
     def _obtain(self, tensor: str, target: Layout, phase: Phase, reader: Operator | None) -> str:
         """The value of `tensor` in layout `target`, made with the fewest steps if it is not there yet."""
         versions = self.versions[tensor]
-        if phase is Phase.UPDATE and tensor in self.written and self.written[tensor].phase in (Phase.FORWARD, Phase.BACKWARD):
+        if (
+            phase is Phase.UPDATE
+            and tensor in self.written
+            and self.written[tensor].phase in (Phase.FORWARD, Phase.BACKWARD)
+        ):
             versions = self._kept(tensor, reader)
         if target in versions:
             return versions[target].value
@@ -276,7 +280,9 @@ class _Builder:
         if tensor not in self.kept:
             made = self.written[tensor]
             layout = self.values[made.value].layout
-            if any(TIME in cut for cut in layout.cuts) or (TIME in layout.partial and layout.reducer != "sum"):
+            if any(TIME in cut for cut in layout.cuts) or (
+                TIME in layout.partial and layout.reducer != "sum"
+            ):
                 raise PlanError(
                     f"{reader.name if reader else 'the output'!r} needs {tensor!r} of every micro-batch at once",
                     where=reader.source if reader else self.graph.writer[tensor].source,
@@ -328,7 +334,9 @@ class _Builder:
             return versions[step.after]
         at = self._phase_of(source, step, phase)
         value = self._new_value(f"{tensor}|{step.kind}", tensor, step.after)
-        reason = f"{reader.name} reads {tensor} as {step.after}" if reader else f"{tensor} is kept as {step.after}"
+        reason = (
+            f"{reader.name} reads {tensor} as {step.after}" if reader else f"{tensor} is kept as {step.after}"
+        )
         self.events[at].append(Transfer(step, source.value, value, reason))
         versions[step.after] = _Version(value, at)
         return versions[step.after]

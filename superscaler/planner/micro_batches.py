@@ -90,7 +90,9 @@ def _phase_among_micro_batches(
     if carried:
         rule = axes.rules[operator.name]
         summed.update(
-            name for name, term in zip(operator.writes, rule.writes, strict=True) if carried[0] not in term.letters
+            name
+            for name, term in zip(operator.writes, rule.writes, strict=True)
+            if carried[0] not in term.letters
         )
     return operator.phase
 

@@ -91,10 +91,14 @@ def operand_layout(
         result = slots if written else axes.slots(operator.name, axes.rules[operator.name].writes[0])
         present = {(letter, axis.index) for letter, axis in result}
         partial += [name for key, names in placement.cuts if key not in present for name in names]
-    pieces = tuple(chosen.get(axis.index) if cut_ else None for (_, axis), cut_ in zip(slots, cuts, strict=True))
+    pieces = tuple(
+        chosen.get(axis.index) if cut_ else None for (_, axis), cut_ in zip(slots, cuts, strict=True)
+    )
     sizes = tuple(axis.size for axis in fine)
     return plain(
-        Layout(placement.mesh, sizes, cuts, tuple(sorted(partial)), term.reducer, pieces if any(pieces) else ())
+        Layout(
+            placement.mesh, sizes, cuts, tuple(sorted(partial)), term.reducer, pieces if any(pieces) else ()
+        )
     )
 
 

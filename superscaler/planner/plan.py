@@ -61,12 +61,17 @@ class Plan:
         found = operator if isinstance(operator, Operator) else self.graph.operator(operator)
         placed = self.placed
         lines = [f"{found.name} = {found.kind}  ({found.module or 'top level'}, {found.source})"]
-        lines += [f"  {reason}" for reason in placed.reasons[found.name]] or ["  not cut: nothing the plan cuts runs through it"]
+        lines += [f"  {reason}" for reason in placed.reasons[found.name]] or [
+            "  not cut: nothing the plan cuts runs through it"
+        ]
         for verb, names, layouts in (
             ("reads", found.reads, placed.reads(found)),
             ("writes", found.writes, placed.writes(found)),
         ):
-            lines += [f"  {verb} {name} as {layout or 'a number'}" for name, layout in zip(names, layouts, strict=True)]
+            lines += [
+                f"  {verb} {name} as {layout or 'a number'}"
+                for name, layout in zip(names, layouts, strict=True)
+            ]
         return "\n".join(lines)
 
 

@@ -168,7 +168,11 @@ class Planner:
                 + ("it needs the whole of it" if parts else "it has one element"),
                 where=line,
                 remedy="cut it along one of "
-                + ", ".join(other for other in self.axes.letters[operator.name] if letters_cuttable(self.axes, operator, other)),
+                + ", ".join(
+                    other
+                    for other in self.axes.letters[operator.name]
+                    if letters_cuttable(self.axes, operator, other)
+                ),
             )
         self._check_pieces(parts[0], pieces, line)
         names = frozenset({operator.name})
@@ -183,7 +187,9 @@ class Planner:
             )
 
     def order(
-        self, first: ScheduleMaker | Task | Selection | Operator, then: Task | Selection | Operator | None = None
+        self,
+        first: ScheduleMaker | Task | Selection | Operator,
+        then: Task | Selection | Operator | None = None,
     ) -> None:
         """Order in time: a whole schedule (``p.order(ss.schedules.one_f_one_b(8))``), or `first` before `then`.
 

@@ -68,9 +68,14 @@ def _check(text: str, options: PlanOptions) -> None:
     if min(options.dp, options.tp, options.pp, options.micro_batches) < 1:
         raise PlanError(f"the plan {text!r} has a number below 1", remedy="use whole numbers from 1")
     if options.zero not in (0, 1):
-        raise PlanError(f"the plan {text!r} asks for zero={options.zero}", remedy="use zero=1: optimizer states cut over dp")
+        raise PlanError(
+            f"the plan {text!r} asks for zero={options.zero}",
+            remedy="use zero=1: optimizer states cut over dp",
+        )
     if options.zero and options.dp == 1:
-        raise PlanError(f"the plan {text!r} has zero={options.zero} but no dp to cut over", remedy="add dp=2 or more")
+        raise PlanError(
+            f"the plan {text!r} has zero={options.zero} but no dp to cut over", remedy="add dp=2 or more"
+        )
     if options.sp and options.tp == 1:
         raise PlanError(f"the plan {text!r} has sp but no tp to cut over", remedy="add tp=2 or more")
 
@@ -159,7 +164,11 @@ def tensor_parallel_axes(p: Planner) -> list[Axis]:
     products = [operator for operator in p.graph.operators if KINDS[operator.kind].flops_per_point == 2]
     weights = {tensor.name for tensor in p.graph.stored()}
     candidates = dict.fromkeys(
-        axis for operator in products for name in operator.reads if name in weights for axis in p.axes.fine(name)
+        axis
+        for operator in products
+        for name in operator.reads
+        if name in weights
+        for axis in p.axes.fine(name)
     )
     carriers: dict[int, list[Operator]] = {}
     for operator in p.graph.operators:
@@ -180,7 +189,9 @@ def sequence_parallel(p: Planner, over: str = "tp") -> None:
     """Cut the sequence wherever tensor parallelism does not cut (arXiv 2205.05198)."""
     cut = {axis.index for axis in tensor_parallel_axes(p)}
     carries = {
-        operator.name: any(axis.index in cut for parts in p.axes.letters[operator.name].values() for axis in parts)
+        operator.name: any(
+            axis.index in cut for parts in p.axes.letters[operator.name].values() for axis in parts
+        )
         for operator in p.graph.operators
     }
     busy = {operator.origin for operator in p.graph.operators if carries[operator.name]}
@@ -199,7 +210,9 @@ def optimizer_sharding(p: Planner, over: str = "dp") -> None:
     for operator in p.graph.operators:
         if operator.phase is Phase.UPDATE:
             size = dict(p.places[operator.name].axes)[over] if operator.name in p.places else _size(p, over)
-            letter = next((name for name in p.axes.letters[operator.name] if _divides(p, operator, name, size)), None)
+            letter = next(
+                (name for name in p.axes.letters[operator.name] if _divides(p, operator, name, size)), None
+            )
             if letter:
                 p.trans(operator, over, letter=letter)
 
@@ -214,5 +227,9 @@ def _divides(p: Planner, operator: Operator, letter: str, size: int) -> bool:
     if not parts:
         return False
     meshes = list(p.places.values())
-    others = prod(dict(meshes[0].axes).get(cut.over, 1) for cut in p.cuts if cut.axis == parts[0] and cut.operators is None)
+    others = prod(
+        dict(meshes[0].axes).get(cut.over, 1)
+        for cut in p.cuts
+        if cut.axis == parts[0] and cut.operators is None
+    )
     return parts[0].size % (size * others) == 0

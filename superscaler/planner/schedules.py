@@ -109,7 +109,9 @@ def order_tasks(schedule: Schedule, before: Iterable[tuple[Task, Task]]) -> Sche
     for row in schedule.rows:
         here = [(first, then) for first, then in pairs if first in row and then in row]
         rows.append(_stable_order(row, here) if here else row)
-    return Schedule(schedule.name if not pairs else f"{schedule.name} reordered", schedule.micro_batches, tuple(rows))
+    return Schedule(
+        schedule.name if not pairs else f"{schedule.name} reordered", schedule.micro_batches, tuple(rows)
+    )
 
 
 def _stable_order(row: tuple[Task, ...], pairs: list[tuple[Task, Task]]) -> tuple[Task, ...]:

@@ -69,12 +69,19 @@ class Selection:
     def _named_axes(self) -> list[Axis]:
         letters = self.all_axes.letters
         return list(
-            dict.fromkeys(axis for operator in self.operators for parts in letters[operator.name].values() for axis in parts)
+            dict.fromkeys(
+                axis
+                for operator in self.operators
+                for parts in letters[operator.name].values()
+                for axis in parts
+            )
         )
 
     def _by_letter(self, name: str) -> list[Axis]:
         letters = self.all_axes.letters
-        return [letters[operator.name][name][0] for operator in self.operators if letters[operator.name].get(name)]
+        return [
+            letters[operator.name][name][0] for operator in self.operators if letters[operator.name].get(name)
+        ]
 
 
 def select(graph: Graph, axes: Axes, pattern: str, phase: str | None = None) -> Selection:
@@ -99,7 +106,9 @@ def select(graph: Graph, axes: Axes, pattern: str, phase: str | None = None) -> 
 
 def _matches(operator: Operator, pattern: str) -> bool:
     path = operator.module
-    return fnmatchcase(operator.name, pattern) or fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*")
+    return (
+        fnmatchcase(operator.name, pattern) or fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*")
+    )
 
 
 def split(graph: Graph, axes: Axes, pattern: str, count: int) -> tuple[Selection, ...]:
@@ -126,6 +135,8 @@ def _union(graph: Graph, axes: Axes, modules: Iterable[str]) -> Selection:
     wanted = tuple(modules)
     prefixes = tuple(f"{name}." for name in wanted)
     chosen = tuple(
-        operator for operator in graph.operators if operator.module in wanted or operator.module.startswith(prefixes)
+        operator
+        for operator in graph.operators
+        if operator.module in wanted or operator.module.startswith(prefixes)
     )
     return Selection(graph, axes, chosen, f"modules {wanted[0]} … {wanted[-1]}")

@@ -15,7 +15,9 @@ from superscaler.planner.steps import StepKind
 def format_plan(plan: Plan) -> str:
     """The whole plan on a page."""
     parts = [_headline(plan), *(_stage(plan, number) for number in range(len(plan.materialized.stages)))]
-    return "\n\n".join([*parts, format_communication(plan), f"schedule {plan.schedule.name}\n{_schedule(plan)}"])
+    return "\n\n".join(
+        [*parts, format_communication(plan), f"schedule {plan.schedule.name}\n{_schedule(plan)}"]
+    )
 
 
 def _headline(plan: Plan) -> str:
@@ -44,7 +46,12 @@ def _stage(plan: Plan, number: int) -> str:
     return "\n".join(lines)
 
 
-_PHASE_NAMES = {Phase.PREPARE: "prepare", Phase.FORWARD: "forward", Phase.BACKWARD: "backward", Phase.UPDATE: "update"}
+_PHASE_NAMES = {
+    Phase.PREPARE: "prepare",
+    Phase.FORWARD: "forward",
+    Phase.BACKWARD: "backward",
+    Phase.UPDATE: "update",
+}
 
 
 def axes_cut(plan: Plan, operators: Iterable[Operator], mesh_axis: str) -> list[str]:
