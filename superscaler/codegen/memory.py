@@ -1,0 +1,255 @@
+"""Memory: values are freed after their last use, and the largest memory a stage's program ever holds is known."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+
+from superscaler.codegen.instruction_text import describe
+from superscaler.codegen.program import (
+    Compute,
+    Free,
+    Instruction,
+    Keep,
+    Program,
+    Slice,
+    Store,
+    reads_of,
+    writes_of,
+)
+from superscaler.ir.graph import Phase
+from superscaler.ir.tensor import DTYPE_BYTES, Role
+from superscaler.planner.steps import uses_time
+
+VIEWS = {
+    "aten.t", "aten.transpose.int", "aten.permute", "aten.unsqueeze", "aten.squeeze", "aten.squeeze.dim",
+    "aten.expand", "aten.slice.Tensor", "aten.select.int",
+}  # fmt: skip
+"""Kinds whose result shares its operand's memory; ``reshape`` does so where the operand is contiguous."""
+UPDATES = {"adamw", "sgd"}
+"""Kinds that a program runs in place where their result is stored over their operand."""
+
+
+def free_values(program: Program) -> Program:
+    """Insert a Free behind the last use of every value; stored and fed values and outputs stay.
+
+    What the forward of a micro-batch leaves for its backward is freed there; what was prepared or kept for the
+    whole step is freed in the update.
+    """
+    bodies = {phase: [i for i in body if not isinstance(i, Free)] for phase, body in program.bodies.items()}
+    staying = {*program.stored, *program.fed, *program.outputs.values()}
+    place: dict[str, tuple[Phase, int]] = {}
+    whole: set[str] = set()
+    for phase, body in bodies.items():
+        for index, instruction in enumerate(body):
+            for name in (*reads_of(instruction), *writes_of(instruction)):
+                place[name] = phase, index
+            if isinstance(instruction, Keep) or phase in (Phase.PREPARE, Phase.UPDATE):
+                whole.update(writes_of(instruction))
+    freed: dict[tuple[Phase, int], list[str]] = {}
+    for name, (phase, index) in place.items():
+        if name in staying or name not in program.values:
+            continue
+        if name in whole and phase in (Phase.FORWARD, Phase.BACKWARD):
+            phase, index = Phase.UPDATE, -1  # other micro-batches may still need it
+        freed.setdefault((phase, index), []).append(name)
+    return replace(program, bodies={phase: _with_frees(phase, body, freed) for phase, body in bodies.items()})
+
+
+def _with_frees(
+    phase: Phase, body: list[Instruction], freed: Mapping[tuple[Phase, int], list[str]]
+) -> tuple[Instruction, ...]:
+    result: list[Instruction] = []
+    if (phase, -1) in freed:
+        result.append(Free(tuple(freed[phase, -1])))
+    for index, instruction in enumerate(body):
+        result.append(instruction)
+        if (phase, index) in freed:
+            result.append(Free(tuple(freed[phase, index])))
+    return tuple(result)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What the fullest device of a stage holds at its fullest moment, in bytes."""
+
+    stage: int
+    parameters: int
+    """Parameters and buffers."""
+    states: int
+    """Optimizer states."""
+    gradients: int
+    activations: int
+    """Inputs, and what forwards keep for backwards, of all micro-batches in flight."""
+    temporary: int
+    moment: str
+    """The task and instruction."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.states + self.gradients + self.activations + self.temporary
+
+    def __str__(self) -> str:
+        """Print the parts that are not 0, in MiB."""
+        parts = ("parameters", "states", "gradients", "activations", "temporary")
+        shown = ", ".join(
+            f"{name} {getattr(self, name) / 2**20:.1f}" for name in parts if getattr(self, name)
+        )
+        return f"stage {self.stage}: {self.total / 2**20:.1f} MiB ({shown}) in {self.moment}"
+
+
+def peak_memory(program: Program) -> MemoryUse:
+    """The largest memory over the whole step, by exact liveness over the stage's order of tasks.
+
+    A value counts from its write to its Free; views share their operand's memory; updates of stored values are
+    in place. Where pieces are uneven the largest counts. Scratch memory within an operator is not known.
+    """
+    return _Account(program).peak()
+
+
+@dataclass
+class _Walk:
+    """One body: its fullest moment beyond what is held anyway, and what it leaves behind."""
+
+    most: Counter[str]
+    moment: str
+    left: tuple[str, ...]
+    left_bytes: Counter[str]
+    kept_bytes: Counter[str]
+
+
+@dataclass
+class _Account:
+    program: Program
+    root: dict[str, str] = field(default_factory=dict)
+    """Value -> the value whose memory it shares."""
+    saved: set[str] = field(default_factory=set)
+    """What the forward makes and the backward reads."""
+
+    def __post_init__(self) -> None:
+        program = self.program
+        self.gradients = set(program.graph.gradients.values())
+        self.kept = {i.write for _, i in program.instructions() if isinstance(i, Keep)}
+        self.resident = {*program.stored, *program.fed}
+        forward = {name for i in program.bodies[Phase.FORWARD] for name in writes_of(i)}
+        self.saved = {name for i in program.bodies[Phase.BACKWARD] for name in reads_of(i) if name in forward}
+        self._find_roots()
+        self.saved = {self.root.get(name, name) for name in self.saved}
+        self.base: Counter[str] = self._bytes(self.resident)
+        self.best: MemoryUse | None = None
+
+    def peak(self) -> MemoryUse:
+        """Walk the tasks in order."""
+        prepared = self._walk(Phase.PREPARE, (), True)
+        self._note(Counter(), prepared, "P")
+        self.base += prepared.left_bytes
+        waiting: dict[int, _Walk] = {}
+        walks: dict[tuple[Phase, bool], _Walk] = {}
+        for task in self.program.tasks:
+            key = task.phase, (task.phase, True) not in walks
+            start = waiting.pop(task.micro_batch, None)
+            if key not in walks:
+                walks[key] = self._walk(task.phase, start.left if start else (), key[1])
+            self._note(sum((walk.left_bytes for walk in waiting.values()), Counter()), walks[key], f"{task}")
+            if key[1]:
+                self.base += walks[key].kept_bytes
+            waiting[task.micro_batch] = walks[key]
+        self.base += sum((walk.left_bytes for walk in waiting.values()), Counter())
+        standing = (*prepared.left, *self.kept)
+        self.base -= self._bytes(self._roots(standing))
+        self._note(Counter(), self._walk(Phase.UPDATE, standing, False), "U")
+        assert self.best is not None
+        return self.best
+
+    def _note(self, held: Counter[str], walk: _Walk, task: str) -> None:
+        total = self.base + held + walk.most
+        if self.best is None or sum(total.values()) > self.best.total:
+            parts = {
+                name: total[name]
+                for name in ("parameters", "states", "gradients", "activations", "temporary")
+            }
+            self.best = MemoryUse(self.program.stage, **parts, moment=f"{task}: {walk.moment}")
+
+    def _walk(self, phase: Phase, start: Iterable[str], first: bool) -> _Walk:
+        """Execute one body on paper; `first`: nothing was kept before, so a kept value takes over what it keeps."""
+        alive = dict.fromkeys(start)
+        users = Counter(self._root(name) for name in alive)
+        over: dict[str, str] = {}  # kept value -> the storage it took over
+        now = self._bytes(users)
+        most, moment = now.copy(), "start"
+        for instruction in self.program.bodies[phase]:
+            added: list[str] = []
+            if isinstance(instruction, Keep):
+                if first:
+                    over[instruction.write] = self._root(instruction.read)
+                    added.append(instruction.write)
+            elif not isinstance(instruction, Store):
+                added += writes_of(instruction)
+            for name in added:
+                root = over.get(name) or self._root(name)
+                alive[name] = None
+                users[root] += 1
+                if users[root] == 1 and root not in self.resident:
+                    now += self._bytes([root])
+            if isinstance(instruction, Free):
+                for name in instruction.values:
+                    root = over.get(name) or self._root(name)
+                    if name in alive:
+                        del alive[name]
+                        users[root] -= 1
+                        if not users[root] and root not in self.resident:
+                            now.subtract(self._bytes([root]))
+            if now.total() > most.total():
+                most, moment = now.copy(), describe(instruction)
+        left = tuple(name for name in alive if name not in self.kept)
+        kept = [name for name in alive if name in self.kept]
+        return _Walk(most, moment, left, self._bytes(self._roots(left)), self._bytes(kept))
+
+    # storage
+
+    def _root(self, name: str) -> str:
+        return self.root.get(name, name)
+
+    def _roots(self, names: Iterable[str]) -> set[str]:
+        return {self._root(name) for name in names} - self.resident
+
+    def _bytes(self, roots: Iterable[str]) -> Counter[str]:
+        total: Counter[str] = Counter()
+        for name in roots:
+            value = self.program.values[name]
+            elements = prod(
+                extent.constant * prod(max(pieces) for _, pieces in extent.tables) for extent in value.shape
+            )
+            times = (
+                self.program.mesh.micro_batches if name in self.program.fed and uses_time(value.layout) else 1
+            )
+            total[self._category(name)] += times * elements * DTYPE_BYTES[value.dtype]
+        return total
+
+    def _category(self, name: str) -> str:
+        tensor = self.program.graph.tensors[self.program.values[name].tensor]
+        if name in self.program.stored:
+            return "states" if tensor.role is Role.STATE else "parameters"
+        if name in self.kept or tensor.name in self.gradients:
+            return "gradients"
+        return "activations" if name in self.saved or name in self.program.fed else "temporary"
+
+    def _find_roots(self) -> None:
+        strided: set[str] = set()
+        stores = {i.read: i.write for _, i in self.program.instructions() if isinstance(i, Store)}
+        for _, instruction in self.program.instructions():
+            if isinstance(instruction, Slice):
+                self.root[instruction.write] = self._root(instruction.read)
+                strided.add(instruction.write)
+            elif isinstance(instruction, Compute) and instruction.kind in UPDATES:
+                for name in instruction.writes:
+                    home = stores.get(name)
+                    if home and self.program.values[home].shape == self.program.values[name].shape:
+                        self.root[name] = home
+            elif isinstance(instruction, Compute) and instruction.reads:
+                read, write = instruction.reads[0], instruction.writes[0]
+                if instruction.kind in VIEWS or (instruction.kind == "reshape" and read not in strided):
+                    self.root[write] = self._root(read)
+                    if read in strided or instruction.kind != "reshape":
+                        strided.add(write)
