@@ -5,8 +5,9 @@ splits the dim; none for a dim of one element. The axes of all dims in a row are
 an axis that runs through several operators cuts all of them, forward and backward.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from superscaler.ir.graph import Graph
 from superscaler.ir.kinds import rule_of
@@ -126,18 +127,26 @@ def find_axes(graph: Graph) -> Axes:
                 if not atoms.unify(dim, [atom for letter in parts for atom in own[letter]]):
                     unlinked.update(parts)
         if unlinked:
-            rules[operator.name] = Rule(rule.reads, rule.writes, rule.fixed | unlinked, rule.indexed)
+            rules[operator.name] = replace(rule, fixed=rule.fixed | unlinked)
     names = _names(graph, atoms, dims, letters)
     table = {root: Axis(index, atoms.size[root], names[root]) for index, root in enumerate(names)}
 
     def axes(parts: Sequence[int]) -> tuple[Axis, ...]:
         return tuple(table[leaf] for leaf in atoms.leaves(parts))
 
+    letter_axes = {name: {letter: axes(parts) for letter, parts in own.items()} for name, own in letters.items()}
     return Axes(
         {name: tuple(axes(dim) for dim in tensor_dims) for name, tensor_dims in dims.items()},
-        {name: {letter: axes(parts) for letter, parts in own.items()} for name, own in letters.items()},
-        rules,
+        letter_axes,
+        {name: _fix_shared(rule, letter_axes[name]) for name, rule in rules.items()},
     )
+
+
+def _fix_shared(rule: Rule, letters: Mapping[str, tuple[Axis, ...]]) -> Rule:
+    """The rule with letters fixed that are one axis: in ``x @ x.T`` a cut of rows would cut columns with them."""
+    counts = Counter(axis for axes in letters.values() for axis in axes)
+    shared = {letter for letter, axes in letters.items() if any(counts[axis] > 1 for axis in axes)}
+    return replace(rule, fixed=rule.fixed | shared) if shared else rule
 
 
 _INPUT_DIMS = ("batch", "seq")
