@@ -140,7 +140,7 @@ def _capture(
             target = _scalar(output, loss, model) if trainable else None
         if target is None:
             return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
-        with noting({"call": -1, "module": "", "source": provenance.last_source, "phase": "B"}):
+        with noting({"call": -1, "module": "", "source": "", "phase": "B"}):
             gradients = torch.autograd.grad(target, [values[key] for key in trainable], allow_unused=True)
         return [target, *gradients]
 

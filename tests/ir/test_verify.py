@@ -29,10 +29,6 @@ FAULTS = {
         ("F sum: float32[]", "F [again] relu: float32[4, 5] = aten.relu(linear)\nF sum: float32[]"),
         r"(?s)'again' writes 'relu', which is written already:.*-> relu = aten\.relu\(linear\)",
     ),
-    "writes what is stored": (
-        ("F relu: float32[4, 5]", "F [relu] w: float32[5, 3]"),
-        r"'relu' writes 'w', which is written already",
-    ),
     "an activation from nowhere": (
         ("parameter w", "activation w"),
         r"'linear' reads 'w', which nothing writes before it",
@@ -70,6 +66,13 @@ def test_an_operator_that_does_not_fit_its_rule_is_named(fault):
     assert old in GOOD
     with pytest.raises(TraceError, match=message):
         verify_graph(parse_graph(GOOD.replace(old, new)))
+
+
+def test_a_stored_tensor_is_not_overwritten():
+    graph = parse_graph(GOOD)
+    first, second, third = graph.operators
+    with pytest.raises(VerificationError, match="'relu' writes 'w', which is written already"):
+        verify_graph(graph.with_operators((first, replace(second, writes=("w",)), third)))
 
 
 def test_a_tensor_that_is_not_described_is_refused():
