@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from superscaler.errors import TraceError
+from superscaler.ir import deferred
 from superscaler.ir.graph import Graph, Operator, Phase, Ref
 from superscaler.ir.functional import without_mutations
 from superscaler.ir.import_fx import import_fx, kind_of
@@ -79,10 +80,20 @@ def trace(
     if optimizer:
         graph = _append_updates(graph, optimizer, trainable)
     values = {key: value.detach() for key, value in {**parameters, **buffers}.items() if not value.is_meta}
-    steps = {key: tuple(tuple(step) for step in steps) for key, steps in (initialisers or {}).items()}
+    if initialisers is None:
+        initialisers = _recorded(model)
+    steps = {key: tuple(tuple(step) for step in steps) for key, steps in initialisers.items()}
     graph = replace(graph, values={**graph.values, **values}, initialisers=steps)
     verify_graph(graph)
     return graph
+
+
+def _recorded(model: torch.nn.Module) -> Mapping[str, Any]:
+    """How a model on the meta device is filled; nothing where that was not recorded: it can be planned, not run."""
+    try:
+        return deferred.initialisers(model)
+    except TraceError:
+        return {}
 
 
 def _bind(model: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
