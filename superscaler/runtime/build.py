@@ -1,0 +1,172 @@
+"""Read a build folder, and check that it is whole, unedited and made for this version."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from superscaler.errors import BuildError
+from superscaler.ir.mesh import Mesh
+from superscaler.ir.tensor import Role
+from superscaler.runtime.stored_tensor import StoredTensor, read_stored_tensor
+
+FORMAT = 1
+"""Version of plan.json this runtime reads."""
+TORCH_FROM, TORCH_BELOW = (2, 11), (2, 14)
+"""Versions of torch this runtime is known to work with."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageProgram:
+    """One source file, and the devices that run it."""
+
+    module: str
+    """Name of the file, without ``.py``."""
+    mesh: Mesh
+    tensors: Mapping[str, StoredTensor]
+
+    def with_role(self, *roles: Role) -> list[StoredTensor]:
+        """Its tensors of these roles, in order."""
+        return [tensor for tensor in self.tensors.values() if tensor.role in roles]
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A build folder."""
+
+    folder: Path
+    name: str
+    plan: str
+    """The plan as the user wrote it, such as ``dp=2,tp=2``."""
+    world_size: int
+    micro_batches: int
+    inputs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+    """Name -> dtype and shape of one whole step."""
+    loss_stage: int
+    stages: tuple[StageProgram, ...]
+    initialisers: Mapping[str, Any]
+    exchanges: Mapping[str, Any]
+    fingerprint: str
+    """Of plan.json and all files as found; ranks compare it."""
+
+    def stage_of(self, rank: int) -> StageProgram:
+        """The program of a rank."""
+        return next(stage for stage in self.stages if rank in stage.mesh.devices)
+
+    def tensors(self, *roles: Role) -> dict[str, StoredTensor]:
+        """Tensors of these roles over all stages; of one that several stages hold, the first."""
+        found: dict[str, StoredTensor] = {}
+        for stage in self.stages:
+            for tensor in stage.with_role(*roles):
+                found.setdefault(tensor.name, tensor)
+        return found
+
+
+def read_build(folder: Path | str, *, allow_edited: bool = False) -> Build:
+    """Read and check a build folder.
+
+    Args:
+        folder: Holds ``plan.json`` and the files it lists.
+        allow_edited: Whether source files may differ from what the compiler wrote.
+
+    Raises:
+        BuildError: It is no build folder, of another format, incomplete or edited, or torch is another one.
+    """
+    folder = Path(folder)
+    plan, text = _read_plan(folder)
+    _check_torch(plan.get("torch", "an unknown version"))
+    hashes = _check_files(folder, plan, allow_edited)
+    fingerprint = hashlib.sha256(text + json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+    try:
+        return _read(folder, plan, fingerprint)
+    except (KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
+        raise BuildError(
+            f"{folder / 'plan.json'} is damaged: {type(error).__name__}: {error}",
+            remedy="compile the build again",
+        ) from error
+
+
+def _read_plan(folder: Path) -> tuple[dict[str, Any], bytes]:
+    path = folder / "plan.json"
+    if not path.is_file():
+        raise BuildError(
+            f"{folder} is no build folder: it has no plan.json",
+            remedy="make one with `superscaler compile ... -o FOLDER`",
+        )
+    text = path.read_bytes()
+    try:
+        plan = json.loads(text)
+    except ValueError as error:
+        raise BuildError(f"{path} is not JSON: {error}", remedy="compile the build again") from error
+    if not isinstance(plan, dict) or not {"format", "world_size", "stages", "files"} <= plan.keys():
+        raise BuildError(
+            f"{path} is not a plan of superscaler", remedy="give the folder `superscaler compile` wrote"
+        )
+    if plan["format"] != FORMAT:
+        raise BuildError(
+            f"{path} has format {plan['format']}, written by superscaler {plan.get('superscaler', 'unknown')}; "
+            f"this superscaler reads format {FORMAT}",
+            remedy="compile the build again with the installed version",
+        )
+    return plan, text
+
+
+def _check_torch(built_with: str) -> None:
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if not TORCH_FROM <= version < TORCH_BELOW:
+        low, high = (".".join(map(str, bound)) for bound in (TORCH_FROM, TORCH_BELOW))
+        raise BuildError(
+            f"torch {torch.__version__} is installed; builds run with torch from {low} to below {high}, "
+            f"and this one was made with {built_with}",
+            remedy=f'pip install "torch>={low},<{high}"',
+        )
+
+
+def _check_files(folder: Path, plan: Mapping[str, Any], allow_edited: bool) -> dict[str, str]:
+    """Hashes of the files as found."""
+    found = {}
+    for name, expected in plan["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise BuildError(f"{path} is missing", remedy="copy the whole build folder, or compile it again")
+        found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found[name] == expected or (allow_edited and name.endswith(".py")):
+            continue
+        remedy = "compile the build again"
+        if name.endswith(".py"):
+            remedy += (
+                ", or run with --allow-edited if the edit is meant (its plan is then no longer verified)"
+            )
+        raise BuildError(f"{path} was edited after it was compiled", remedy=remedy)
+    return found
+
+
+def _read(folder: Path, plan: Mapping[str, Any], fingerprint: str) -> Build:
+    stages = []
+    for stage in plan["stages"]:
+        axes = tuple((name, size) for name, size in stage["mesh"]["axes"])
+        mesh = Mesh(tuple(stage["mesh"]["devices"]), axes, plan["micro_batches"])
+        tensors = {name: read_stored_tensor(name, entry, mesh) for name, entry in stage["tensors"].items()}
+        stages.append(StageProgram(stage["module"], mesh, tensors))
+    devices = sorted(device for stage in stages for device in stage.mesh.devices)
+    assert devices == list(range(plan["world_size"])), f"stages use devices {devices}"
+    return Build(
+        folder=folder,
+        name=plan["name"],
+        plan=plan["plan"],
+        world_size=plan["world_size"],
+        micro_batches=plan["micro_batches"],
+        inputs={
+            name: (getattr(torch, entry["dtype"]), tuple(entry["shape"]))
+            for name, entry in plan["inputs"].items()
+        },
+        loss_stage=plan["loss_stage"],
+        stages=tuple(stages),
+        initialisers=plan["initialisers"],
+        exchanges=plan["exchanges"],
+        fingerprint=fingerprint,
+    )
