@@ -1,0 +1,127 @@
+"""What a call of an operator's piece must look like, from the operator, its rule and its placement alone."""
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from superscaler.codegen.lower import fine_shape, local_shape
+from superscaler.codegen.program import Offset
+from superscaler.ir.graph import Operator, Phase
+from superscaler.ir.kinds import KINDS, is_linear
+from superscaler.ir.layout import Extent, Layout, even_pieces
+from superscaler.ir.mesh import TIME
+from superscaler.ir.rules import Term
+from superscaler.planner.placement import PlacedGraph, Placement
+
+
+def placement_fault(placed: PlacedGraph, operator: Operator) -> str:
+    """Why an operator's cuts break its rule; empty where they do not."""
+    placement, letters = placed.placements[operator.name], placed.axes.letters[operator.name]
+    among = placed.phases[operator.name] in (Phase.FORWARD, Phase.BACKWARD)
+    names = [name for _, cut in placement.cuts for name in cut] + list(placement.values)
+    if len(set(names)) != len(names):
+        return f"uses a mesh axis twice: {', '.join(names)}"
+    for name in names:
+        if name not in placement.mesh.names and not (name == TIME and among):
+            return f"is cut over {name!r}, which its mesh {placement.mesh} does not have in this phase"
+    for (letter, index), cut in placement.cuts:
+        axis = next((axis for axis in letters.get(letter, ()) if axis.index == index), None)
+        if axis is None or not placed.axes.cuttable(operator.name, letter, axis):
+            return f"is cut along {letter!r}, which its rule forbids"
+        if TIME in cut[1:]:
+            return "is cut in time within a cut over devices"
+    if placement.values:
+        if not is_linear(operator):
+            return f"passes summands over {', '.join(placement.values)} on, but is not linear"
+        for name, layout in zip(operator.reads, placed.reads(operator), strict=True):
+            if layout is not None and not set(_wide(placement, placement.values)) <= set(layout.partial):
+                return f"passes summands on, but reads {name!r} whole"
+    return _layout_fault(placed, operator, placement)
+
+
+def _layout_fault(placed: PlacedGraph, operator: Operator, placement: Placement) -> str:
+    """Why the layouts of its tensors do not follow from its cuts."""
+    rule = placed.axes.rules[operator.name]
+    used = set(_wide(placement, placement.used))
+    sides: list[tuple[str, Term, Layout | None, bool]] = []
+    sides += [
+        (n, t, layout, False)
+        for n, t, layout in zip(operator.reads, rule.reads, placed.reads(operator), strict=True)
+    ]
+    sides += [
+        (n, t, layout, True)
+        for n, t, layout in zip(operator.writes, rule.writes, placed.writes(operator), strict=True)
+    ]
+    for name, term, layout, written in sides:
+        if layout is None:
+            continue
+        wanted = {axis for (letter, _), cut in placement.cuts for axis in cut if letter in term.letters}
+        present = {axis for cut in layout.cuts for axis in cut}
+        if present != set(_wide(placement, wanted)):
+            return f"is cut over {sorted(wanted)} along the letters of {name!r}, whose layout is cut over {sorted(present)}"
+        if written and present | set(layout.partial) != used:
+            return f"is cut over {sorted(used)}, but writes {name!r} cut over {sorted(present)} and summed over {layout.partial}"
+        if written and layout.partial and layout.reducer != term.reducer:
+            return f"writes {name!r} to be combined by {layout.reducer}, not {term.reducer}"
+    return ""
+
+
+def _wide(placement: Placement, names: Any) -> list[str]:
+    """Without mesh axes of one device."""
+    return [name for name in names if placement.mesh.size(name) > 1]
+
+
+def expected_call(placed: PlacedGraph, operator: Operator) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """The arguments and keywords with which a device must call an operator on its piece."""
+    kind, placement, axes = KINDS[operator.kind], placed.placements[operator.name], placed.axes
+    arguments, keywords = list(operator.arguments), dict(operator.keywords)
+    written, name = placed.writes(operator)[0], operator.writes[0]
+    if kind.shape_argument is not None:
+        arguments[kind.shape_argument] = list(local_shape(axes, name, written))
+    for keyword, letter in (kind.starts or {}).items():
+        start = _letter_start(placed, operator, placement, letter)
+        if start is not None:
+            keywords[keyword] = start
+    for keyword, letter in (kind.lengths or {}).items():
+        keywords[keyword] = _letter_length(placed, operator, placement, letter)
+    if kind.boxed and any(written.cuts):
+        keywords["starts"] = [
+            Offset(cut, written.piece_sizes(dim)) if cut else Offset((), ())
+            for dim, cut in enumerate(written.cuts)
+        ]
+        keywords["local"] = list(fine_shape(written))
+        keywords["whole"] = list(written.sizes)
+    return tuple(arguments), keywords
+
+
+def is_same_call(one: Any, other: Any) -> bool:
+    """Whether arguments are equal, lists and tuples alike."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(is_same_call, one, other))
+    return type(one) is type(other) and one == other
+
+
+def _letter_pieces(
+    placement: Placement, index: int, size: int, letter: str
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The mesh axes that cut one axis of a letter, and the sizes of the pieces."""
+    cut = tuple(_wide(placement, dict(placement.cuts).get((letter, index), ())))
+    count = prod(placement.mesh.size(name) for name in cut)
+    return cut, dict(placement.pieces).get(index) or even_pieces(size, count)
+
+
+def _letter_start(
+    placed: PlacedGraph, operator: Operator, placement: Placement, letter: str
+) -> Offset | None:
+    first, *inner = placed.axes.letters[operator.name][letter]
+    cut, pieces = _letter_pieces(placement, first.index, first.size, letter)
+    return Offset(cut, pieces, prod(axis.size for axis in inner)) if cut else None
+
+
+def _letter_length(placed: PlacedGraph, operator: Operator, placement: Placement, letter: str) -> Extent:
+    extent = Extent(1)
+    for axis in placed.axes.letters[operator.name][letter]:
+        cut, pieces = _letter_pieces(placement, axis.index, axis.size, letter)
+        even = len(set(pieces)) == 1
+        extent = extent * (Extent(pieces[0]) if even else Extent(1, ((cut, pieces),)))
+    return extent
