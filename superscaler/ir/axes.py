@@ -1,8 +1,8 @@
 """Axes: named dimensions found by unifying the letters of rules along the edges of the graph.
 
-Each dim of each tensor is a product of axes, major first: mostly one; ``(heads, 16)`` where a reshape somewhere
-splits the dim; none for a dim of one element. The axes of all dims in a row are the tensor's *fine* dims. Cutting
-an axis that runs through several operators cuts all of them, forward and backward.
+Each dim of each tensor is a product of axes, major first: mostly one; ``(heads, 16)`` where a reshape
+somewhere splits the dim; none for a dim of one element. The axes of all dims in a row are the tensor's *fine*
+dims. Cutting an axis that runs through several operators cuts all of them, forward and backward.
 """
 
 from collections import Counter
@@ -113,7 +113,8 @@ def find_axes(graph: Graph) -> Axes:
     """
     atoms = _Atoms()
     dims = {
-        name: [[atoms.new(size)] if size > 1 else [] for size in tensor.shape] for name, tensor in graph.tensors.items()
+        name: [[atoms.new(size)] if size > 1 else [] for size in tensor.shape]
+        for name, tensor in graph.tensors.items()
     }
     letters: dict[str, dict[str, list[int]]] = {}
     rules: dict[str, Rule] = {}
@@ -134,7 +135,9 @@ def find_axes(graph: Graph) -> Axes:
     def axes(parts: Sequence[int]) -> tuple[Axis, ...]:
         return tuple(table[leaf] for leaf in atoms.leaves(parts))
 
-    letter_axes = {name: {letter: axes(parts) for letter, parts in own.items()} for name, own in letters.items()}
+    letter_axes = {
+        name: {letter: axes(parts) for letter, parts in own.items()} for name, own in letters.items()
+    }
     return Axes(
         {name: tuple(axes(dim) for dim in tensor_dims) for name, tensor_dims in dims.items()},
         letter_axes,
@@ -143,7 +146,7 @@ def find_axes(graph: Graph) -> Axes:
 
 
 def _fix_shared(rule: Rule, letters: Mapping[str, tuple[Axis, ...]]) -> Rule:
-    """The rule with letters fixed that are one axis: in ``x @ x.T`` a cut of rows would cut columns with them."""
+    """The rule with letters fixed that are one axis: in ``x @ x.T`` a cut of rows cuts the columns."""
     counts = Counter(axis for axes in letters.values() for axis in axes)
     shared = {letter for letter, axes in letters.items() if any(counts[axis] > 1 for axis in axes)}
     return replace(rule, fixed=rule.fixed | shared) if shared else rule
@@ -153,7 +156,10 @@ _INPUT_DIMS = ("batch", "seq")
 
 
 def _names(
-    graph: Graph, atoms: _Atoms, dims: Mapping[str, list[list[int]]], letters: Mapping[str, Mapping[str, list[int]]]
+    graph: Graph,
+    atoms: _Atoms,
+    dims: Mapping[str, list[list[int]]],
+    letters: Mapping[str, Mapping[str, list[int]]],
 ) -> dict[int, str]:
     """A name per leaf atom: an input's batch and seq, else a telling letter, else a parameter's dim."""
     names: dict[int, str] = {}
@@ -167,7 +173,9 @@ def _names(
                 for leaf in atoms.leaves(parts)[:1]:
                     names.setdefault(leaf, letter)
     for tensor in graph.of_role(Role.PARAMETER):
-        labels = ("out", "in") if len(tensor.shape) == 2 else tuple(f"dim{i}" for i in range(len(tensor.shape)))
+        labels = (
+            ("out", "in") if len(tensor.shape) == 2 else tuple(f"dim{i}" for i in range(len(tensor.shape)))
+        )
         for dim, label in zip(dims[tensor.name], labels, strict=True):
             for leaf in atoms.leaves(dim):
                 names.setdefault(leaf, f"{tensor.name.rpartition('.')[0]}.{label}")

@@ -1,4 +1,4 @@
-"""Functional: a captured graph in which nothing is overwritten, whatever the model did (``x += 1``, ``relu_``)."""
+"""Functional: a captured graph in which nothing is overwritten, whatever the model did (``x += 1``)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +48,7 @@ def _forget_copies_back(functional: GraphModule, num_stored: int) -> None:
         target, value = node.args[:2]
         if target in stored:
             raise TraceError(
-                "the model overwrites one of its own parameters or buffers in forward, such as a running mean",
+                "the model overwrites one of its own parameters or buffers, such as a running mean",
                 where=note_of(value.meta).get("source", ""),
                 remedy="call model.eval() first where that stops it, or keep the tensor outside of the model",
             )

@@ -1,4 +1,4 @@
-"""Graph: one training step of one batch, forward, backward and optimizer update, as operators on logical tensors."""
+"""Graph: one training step of one batch, forward, backward and update, as operators on logical tensors."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -70,7 +70,7 @@ class Graph:
     values: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """Stored tensor -> its value (a ``torch.Tensor``) before the first step, where the model brought one."""
     initialisers: Mapping[str, tuple[tuple[Any, ...], ...]] = field(default_factory=dict)
-    """Stored tensor -> how it is filled before the first step (`superscaler.ir.deferred`), where there is no value."""
+    """Stored tensor without a value -> how it is filled before the first step (`superscaler.ir.deferred`)."""
 
     @cached_property
     def by_name(self) -> dict[str, Operator]:
@@ -105,7 +105,7 @@ class Graph:
         if name not in self.by_name:
             raise PlanError(
                 f"the graph {self.name!r} has no operator {name!r}",
-                remedy="`superscaler show` lists the operators",
+                remedy="`superscaler show MODEL --graph` lists the operators",
             )
         return self.by_name[name]
 
@@ -133,7 +133,9 @@ def drop_unread(graph: Graph) -> Graph:
     written = {name for operator in kept for name in operator.writes}
     always = (Role.INPUT, Role.PARAMETER, Role.BUFFER, Role.STATE)
     tensors = {
-        name: tensor for name, tensor in graph.tensors.items() if name in wanted or name in written or tensor.role in always
+        name: tensor
+        for name, tensor in graph.tensors.items()
+        if name in wanted or name in written or tensor.role in always
     }
     return replace(graph, operators=tuple(reversed(kept)), tensors=tensors)
 

@@ -1,7 +1,8 @@
 """From the traced FX graph to a Graph: names, roles and a smaller vocabulary, nothing else changed.
 
-Aliases and copies vanish (the graph is functional), the reshaping family becomes ``reshape``, tensors of one number become ``full``, and a mean becomes
-a sum and a division by the whole count, so that it stays right when the sum is cut.
+Aliases and copies vanish (the graph is functional), the reshaping family becomes ``reshape``, tensors of one
+number become ``full``, and a mean becomes a sum and a division by the whole count, so that it stays right
+when the sum is cut.
 """
 
 from collections import Counter
@@ -19,7 +20,14 @@ from superscaler.ir.kinds import output_labels
 from superscaler.ir.provenance import note_of
 from superscaler.ir.tensor import Role, Tensor
 
-_ALIASES = {"aten.clone", "aten.detach", "aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh", "aten.contiguous"}
+_ALIASES = {
+    "aten.clone",
+    "aten.detach",
+    "aten.alias",
+    "aten.lift_fresh_copy",
+    "aten.lift_fresh",
+    "aten.contiguous",
+}
 _RESHAPES = {
     "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_copy",
     "aten.unsqueeze", "aten.squeeze", "aten.squeeze.dim", "aten.squeeze.dims",
@@ -29,7 +37,7 @@ _CONSTANTS = {
     "aten.zeros_like": 0, "aten.ones_like": 1, "aten.full_like": None,
     "aten.new_zeros": 0, "aten.new_ones": 1, "aten.new_full": None, "aten.scalar_tensor": None,
 }  # fmt: skip
-"""Tensors of one number, and the number (None: the last argument): they depend on no other tensor's values."""
+"""Tensors of one number, and the number (None: the last argument): no other tensor's values matter."""
 _IGNORED_KEYWORDS = {"device", "layout", "pin_memory", "memory_format", "requires_grad"}
 
 
@@ -43,12 +51,17 @@ def import_fx(
     trainable: Sequence[str],
     step: str,
 ) -> Graph:
-    """Translate a traced joint graph whose placeholders are parameters, buffers, inputs and the step, in this order.
+    """Translate a traced joint graph; its placeholders are parameters, buffers, inputs, step, in order.
 
     Raises:
         TraceError: An operator writes into its inputs or returns something that is no tensor.
     """
-    roles = [Role.PARAMETER] * len(parameters) + [Role.BUFFER] * len(buffers) + [Role.INPUT] * len(inputs) + [Role.STEP]
+    roles = (
+        [Role.PARAMETER] * len(parameters)
+        + [Role.BUFFER] * len(buffers)
+        + [Role.INPUT] * len(inputs)
+        + [Role.STEP]
+    )
     labels = [*parameters, *buffers, *inputs, step]
     importer = _Importer(captured)
     placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
@@ -157,7 +170,9 @@ class _Importer:
             self.phase = Phase.BACKWARD
         reads: list[str] = []
         refs = self._arguments(arguments, reads)
-        kept = {key: item for key, item in keywords.items() if key not in _IGNORED_KEYWORDS and item is not None}
+        kept = {
+            key: item for key, item in keywords.items() if key not in _IGNORED_KEYWORDS and item is not None
+        }
         keyword_refs = tuple((key, self._arguments(item, reads)) for key, item in kept.items())
         name = self._unique(f"{note['module']}/" if note.get("module") else "", kind)
         values = value if isinstance(value, (tuple, list)) else [value]
@@ -179,7 +194,9 @@ class _Importer:
             self.tensors[tensor] = Tensor(tensor, tuple(item.shape), dtype_name(item.dtype), Role.ACTIVATION)
         self.names[node] = names if isinstance(value, (tuple, list)) else names[0]
         writes = tuple(
-            tensor for tensor, item in zip(names, values, strict=True) if item is not None and tensor is not None
+            tensor
+            for tensor, item in zip(names, values, strict=True)
+            if item is not None and tensor is not None
         )
         self.operators.append(
             Operator(

@@ -1,4 +1,4 @@
-"""Interpret: run a Graph on plain tensors in one process. It gives the graph its meaning, and tests their truth."""
+"""Interpret: run a Graph on plain tensors in one process; what a graph means, and the truth of tests."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ def interpret(graph: Graph, values: Mapping[str, Any], keep: str = "results") ->
 
     Args:
         graph: What to run.
-        values: A tensor per stored tensor and input, and under ``step`` the number of the step, an int; what the
-            model brought (``graph.values``) may be left out. Nothing in it is changed.
+        values: A tensor per stored tensor and input, and under ``step`` the number of the step, an int; what
+            the model brought (``graph.values``) may be left out. Nothing in it is changed.
         keep: ``"results"`` returns outputs, gradients and new values of stored tensors; ``"all"`` every
             tensor an operator wrote. Other tensors are freed after their last read.
 
@@ -45,14 +45,16 @@ def interpret(graph: Graph, values: Mapping[str, Any], keep: str = "results") ->
 
 
 def run_operator(operator: Operator, reads: Sequence[Any]) -> tuple[torch.Tensor, ...]:
-    """Call the operator's function on `reads`, one value per tensor it reads; returns one tensor per tensor it writes.
+    """Call the operator's function on `reads`, a value per tensor it reads; a result per tensor it writes.
 
     The operator may be a copy whose arguments and keywords were replaced by those of a piece.
     """
     arguments = map_refs(operator.arguments, lambda ref: reads[ref.index])
     keywords = {key: map_refs(value, lambda ref: reads[ref.index]) for key, value in operator.keywords}
     function = resolve(call_name(operator.kind))
-    result = function(*map(_own_type, arguments), **{key: _own_type(value) for key, value in keywords.items()})
+    result = function(
+        *map(_own_type, arguments), **{key: _own_type(value) for key, value in keywords.items()}
+    )
     results = result if isinstance(result, (tuple, list)) else (result,)
     present = tuple(item for item in results if item is not None)
     assert len(present) == len(operator.writes), (operator.name, len(present), operator.writes)
@@ -85,5 +87,3 @@ def _check(graph: Graph, held: Mapping[str, Any]) -> None:
                     where=operator.source,
                     remedy="a graph is for the shapes it was traced with; trace again for others",
                 )
-
-

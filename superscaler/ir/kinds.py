@@ -60,7 +60,9 @@ _ATTENTION_OUT = "batch heads query f!, batch heads query"
 
 def _attention(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
     mask = _mask_term(reads[3:], writes[0])
-    return f"{_ATTENTION_Q}, {_ATTENTION_K}, {_ATTENTION_V}{mask} -> {_ATTENTION_OUT}".replace("query", "query!")
+    return f"{_ATTENTION_Q}, {_ATTENTION_K}, {_ATTENTION_V}{mask} -> {_ATTENTION_OUT}".replace(
+        "query", "query!"
+    )
 
 
 def _attention_backward(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
@@ -163,7 +165,9 @@ _POINTWISE = {
     "aten._to_copy": "torch.ops.aten._to_copy",
 }  # fmt: skip
 _LINEAR_POINTWISE = {"aten.add.Tensor", "aten.sub.Tensor", "aten.neg"}
-KINDS.update({kind: Kind(pointwise, call, linear=kind in _LINEAR_POINTWISE) for kind, call in _POINTWISE.items()})
+KINDS.update(
+    {kind: Kind(pointwise, call, linear=kind in _LINEAR_POINTWISE) for kind, call in _POINTWISE.items()}
+)
 
 
 def rule_of(operator: Operator, graph: Graph) -> tuple[Rule, dict[str, int]]:
@@ -191,12 +195,6 @@ def rule_of(operator: Operator, graph: Graph) -> tuple[Rule, dict[str, int]]:
             where=operator.source,
             remedy="the rule in superscaler/ir/kinds.py must name each dim of each tensor",
         ) from None
-
-
-def is_linear(operator: Operator) -> bool:
-    """Whether the operator is jointly linear in all it reads; adding a number is not."""
-    pair = operator.kind in ("aten.add.Tensor", "aten.sub.Tensor")
-    return operator.kind in KINDS and KINDS[operator.kind].linear and (not pair or len(operator.reads) == 2)
 
 
 def is_linear(operator: Operator) -> bool:

@@ -103,7 +103,9 @@ class Layout:
         """Print as ``R2 V1 D[4, 1]`` over fine dims."""
         replicas = prod(self.mesh.size(axis) for axis in self.replicated)
         values = prod(self.mesh.size(axis) for axis in self.partial)
-        return f"R{replicas} V{values} D[{', '.join(str(self.num_pieces(d)) for d in range(len(self.sizes)))}]"
+        return (
+            f"R{replicas} V{values} D[{', '.join(str(self.num_pieces(d)) for d in range(len(self.sizes)))}]"
+        )
 
 
 def even_pieces(size: int, count: int) -> tuple[int, ...]:

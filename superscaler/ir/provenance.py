@@ -1,8 +1,8 @@
 """Provenance: for every traced operator, the user's module, line and call, forward and backward.
 
-While a model is traced, a `Provenance` notes each call of the torch API: in which module, from which line. The
-note goes to every operator the call leads to, and, through the autograd nodes the call leaves behind, to every
-operator of its backward.
+While a model is traced, a `Provenance` notes each call of the torch API: in which module, from which line.
+The note goes to every operator the call leads to, and, through the autograd nodes the call leaves behind, to
+every operator of its backward.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 
 from superscaler.ir.source_line import user_line
 from superscaler.ir.whole import Capture
-
 
 
 class Provenance(TorchFunctionMode):

@@ -10,8 +10,8 @@ A term per tensor read and written, a token per dim:
     (h e)   a dim that is the product of letters, major first
     .       a tensor without dims
 
-A letter may be cut unless something says otherwise. Cutting a letter that is missing in a written term leaves that
-tensor value-split: every piece holds a summand. Marks:
+A letter may be cut unless something says otherwise. Cutting a letter that is missing in a written term leaves
+that tensor value-split: every piece holds a summand. Marks:
 
     d!      never cut: the operator needs the whole of it (the row of a softmax)
     v@      cut as one interval only, whose start the operator is told (the rows of an embedding)
@@ -92,12 +92,16 @@ def _letter_sizes(text: str, dims: list[tuple[tuple[str, ...], int]]) -> dict[st
             if len(unknown) > 1:
                 unclear.append((dim, size))
             elif (not unknown and known != size) or (unknown and (known == 0 or size % known)):
-                raise RuleMismatch(f"{text!r}: the dim {' '.join(dim) or '1'} has {size} elements, with {sizes}")
+                raise RuleMismatch(
+                    f"{text!r}: the dim {' '.join(dim) or '1'} has {size} elements, with {sizes}"
+                )
             elif unknown:
                 sizes[unknown[0]] = size // known
         if len(unclear) == len(dims):
             dim, size = dims[0]
-            raise RuleMismatch(f"{text!r}: nothing tells how the dim ({' '.join(dim)}) has {size} elements, with {sizes}")
+            raise RuleMismatch(
+                f"{text!r}: nothing tells how the dim ({' '.join(dim)}) has {size} elements, with {sizes}"
+            )
         dims = unclear
     return sizes
 
@@ -107,7 +111,9 @@ def _spell_out(text: str, reads: tuple[int, ...], writes: tuple[int, ...]) -> Ru
     left, arrow, right = text.partition("->")
     sides = [[term.strip() for term in side.split(",")] if side.strip() else [] for side in (left, right)]
     if not arrow or (len(sides[0]), len(sides[1])) != (len(reads), len(writes)):
-        raise RuleMismatch(f"{text!r} is for {len(sides[0])} -> {len(sides[1])} tensors, not {len(reads)} -> {len(writes)}")
+        raise RuleMismatch(
+            f"{text!r} is for {len(sides[0])} -> {len(sides[1])} tensors, not {len(reads)} -> {len(writes)}"
+        )
     marks: dict[str, set[str]] = {"!": set(), "@": set()}
     terms = [
         [_term(text, term, rank, marks) for term, rank in zip(side, ranks, strict=True)]

@@ -4,6 +4,7 @@ All take the operator and the shapes of the tensors it reads and writes.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import prod
 
 from superscaler.ir.graph import Operator
@@ -54,7 +55,11 @@ def contract_dims(operator: Operator, reads: Sequence[Shape], writes: Sequence[S
 def keep_dim_whole(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
     """One dim is needed whole (softmax, slice, select); the others go element by element."""
     rank = len(reads[0])
-    numbers = [argument for argument in operator.arguments if isinstance(argument, int) and not isinstance(argument, bool)]
+    numbers = [
+        argument
+        for argument in operator.arguments
+        if isinstance(argument, int) and not isinstance(argument, bool)
+    ]
     dim = numbers[0] % rank if numbers else 0
     names = _letters(reads[0])
     whole = [f"{name}!" if i == dim and name != "1" else name for i, name in enumerate(names)]
@@ -62,12 +67,14 @@ def keep_dim_whole(operator: Operator, reads: Sequence[Shape], writes: Sequence[
         out = [name for i, name in enumerate(names) if i != dim]
     else:
         fresh = "1" if writes[0][dim] == 1 else "z!"
-        out = [(fresh if i == dim and writes[0][dim] != reads[0][dim] else name) for i, name in enumerate(names)]
+        out = [
+            (fresh if i == dim and writes[0][dim] != reads[0][dim] else name) for i, name in enumerate(names)
+        ]
     return f"{', '.join([_text(*whole)] * len(reads))} -> {_text(*out)}"
 
 
 def across_dim(position: int) -> Callable[[Operator, Sequence[Shape], Sequence[Shape]], str]:
-    """One dim, given by the argument at `position`, has its own extent, or is missing, in each tensor; it is whole."""
+    """The dim told by the argument at `position` is whole; tensors may differ in its size, or lack it."""
 
     def rule(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
         full = max((*reads, *writes), key=len)
@@ -93,7 +100,9 @@ def join_dim(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]
     names = _letters(writes[0])
 
     def term(shape: Shape, own: str) -> str:
-        return _text(*(own if i == dim and shape[i] > 1 else "1" if shape[i] == 1 else n for i, n in enumerate(names)))
+        return _text(
+            *(own if i == dim and shape[i] > 1 else "1" if shape[i] == 1 else n for i, n in enumerate(names))
+        )
 
     return f"{', '.join(term(shape, f'j{i}!') for i, shape in enumerate(reads))} -> {term(writes[0], 'j!')}"
 
@@ -119,7 +128,7 @@ def stretch(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape])
 
 
 def regroup(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
-    """Reshape: dims split and merge where their boundaries meet; a regrouping without common boundaries is whole."""
+    """Reshape: dims split and merge where boundaries meet; a regrouping without common ones is whole."""
     source, target = reads[0], writes[0]
     terms: tuple[list[str], list[str]] = ([], [])
     count = i = j = 0
@@ -140,7 +149,7 @@ def regroup(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape])
 def _group(source: Shape, target: Shape, terms: tuple[list[str], list[str]], count: int) -> int:
     """Letters for one run of dims whose products agree; returns the number of letters so far."""
     cuts = sorted({prod(dims[k:]) for dims in (source, target) for k in range(len(dims) + 1)}, reverse=True)
-    nested = all(large % small == 0 for large, small in zip(cuts, cuts[1:], strict=False))
+    nested = all(large % small == 0 for large, small in pairwise(cuts))
     for dims, term in zip((source, target), terms, strict=True):
         for k, size in enumerate(dims):
             if size == 1:
@@ -159,7 +168,9 @@ def _group(source: Shape, target: Shape, terms: tuple[list[str], list[str]], cou
 def layer_norm(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
     """x[*b d], weight[d], bias[d] -> y[*b d], mean[*b 1], rstd[*b 1]."""
     normalized = [f"d{i}!" for i in range(len(operator.arguments[1]))]
-    rows = [f"b{i}" if size != 1 else "1" for i, size in enumerate(reads[0][: len(reads[0]) - len(normalized)])]
+    rows = [
+        f"b{i}" if size != 1 else "1" for i, size in enumerate(reads[0][: len(reads[0]) - len(normalized)])
+    ]
     affine = f", {_text(*normalized)}" * (len(reads) - 1)
     statistics = _text(*rows, *["1"] * len(normalized))
     return f"{_text(*rows, *normalized)}{affine} -> {_text(*rows, *normalized)}, {statistics}, {statistics}"
@@ -168,7 +179,9 @@ def layer_norm(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shap
 def layer_norm_backward(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
     """dy[*b d], x[*b d], mean, rstd, weight[d], bias[d] -> dx[*b d], dweight[d], dbias[d]."""
     normalized = [f"d{i}!" for i in range(len(operator.arguments[2]))]
-    rows = [f"b{i}" if size != 1 else "1" for i, size in enumerate(reads[0][: len(reads[0]) - len(normalized)])]
+    rows = [
+        f"b{i}" if size != 1 else "1" for i, size in enumerate(reads[0][: len(reads[0]) - len(normalized)])
+    ]
     whole, affine = _text(*rows, *normalized), _text(*normalized)
     statistics = _text(*rows, *["1"] * len(normalized))
     results = [whole, affine, affine]

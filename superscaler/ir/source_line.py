@@ -15,7 +15,7 @@ _LIBRARIES = (
 
 def user_line() -> str:
     """The innermost line outside torch, the standard library and this package, as ``models/gpt.py:42``."""
-    frame = sys._getframe(1)  # noqa: SLF001
+    frame = sys._getframe(1)
     while frame is not None:
         filename = frame.f_code.co_filename
         if _is_users(filename):

@@ -1,4 +1,4 @@
-"""Tensor: a logical tensor of the traced graph. Region: the part of one that a piece of an operator touches."""
+"""Tensor: a logical tensor of the graph. Region: the part of one that a piece of an operator touches."""
 
 from dataclasses import dataclass
 from enum import StrEnum

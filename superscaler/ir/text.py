@@ -1,4 +1,4 @@
-"""Graph to text and back, exact inverses; values of stored tensors are not part of it, their initialisers are.
+"""Graph to text and back, exact inverses; initialisers of stored tensors are part of it, values are not.
 
     graph mlp(x: float32[8, 4]) -> sum
     parameter up.weight: float32[16, 4] init normal_(0.0, 0.02)
@@ -65,7 +65,9 @@ def parse_graph(text: str) -> Graph:
                 remedy="print it anew with format_graph (`superscaler show`)",
             ) from None
     if builder.name is None:
-        raise BuildError("the text holds no graph", remedy="its first line is `graph NAME(INPUTS) -> OUTPUTS`")
+        raise BuildError(
+            "the text holds no graph", remedy="its first line is `graph NAME(INPUTS) -> OUTPUTS`"
+        )
     return Graph(
         builder.name, builder.tensors, tuple(builder.operators), builder.inputs, builder.outputs,
         builder.updates, builder.gradients, initialisers=builder.initialisers,
@@ -125,7 +127,9 @@ def _format_value(value: Any, name_of: Callable[[Ref], str]) -> str:
         if isinstance(value, list):
             return f"[{items}]"
         return f"({items},)" if len(value) == 1 else f"({items})"
-    assert value is None or isinstance(value, (bool, int, float)), f"an argument without a text form: {value!r}"
+    assert value is None or isinstance(value, (bool, int, float)), (
+        f"an argument without a text form: {value!r}"
+    )
     return repr(value)
 
 
@@ -283,7 +287,16 @@ class _Builder:
         module, source, origin = ("" if part == "-" else part for part in note.groups())
         self.operators.append(
             Operator(
-                name or writes[0], kind, tuple(reads), writes, arguments, keywords, phase, module, source, int(origin)
+                name or writes[0],
+                kind,
+                tuple(reads),
+                writes,
+                arguments,
+                keywords,
+                phase,
+                module,
+                source,
+                int(origin),
             )
         )
 

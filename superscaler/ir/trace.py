@@ -22,8 +22,8 @@ from torch.utils import _pytree as pytree
 
 from superscaler.errors import TraceError
 from superscaler.ir import deferred
-from superscaler.ir.graph import Graph, Operator, Phase, Ref
 from superscaler.ir.functional import without_mutations
+from superscaler.ir.graph import Graph, Operator, Phase, Ref
 from superscaler.ir.import_fx import import_fx, kind_of
 from superscaler.ir.optimizers import Optimizer
 from superscaler.ir.provenance import Provenance, noting
@@ -89,7 +89,7 @@ def trace(
 
 
 def _recorded(model: torch.nn.Module) -> Mapping[str, Any]:
-    """How a model on the meta device is filled; nothing where that was not recorded: it can be planned, not run."""
+    """How a model on the meta device is filled; nothing where unknown: it can be planned, not run."""
     try:
         return deferred.initialisers(model)
     except TraceError:
@@ -157,18 +157,20 @@ def _capture(
 
     try:
         with torch.enable_grad() if trainable else torch.no_grad():
-            captured = make_fx(joint, tracing_mode="fake", _allow_non_fake_inputs=True)(stored_fakes, leaf_fakes, step)
+            captured = make_fx(joint, tracing_mode="fake", _allow_non_fake_inputs=True)(
+                stored_fakes, leaf_fakes, step
+            )
     except (DataDependentOutputException, GuardOnDataDependentSymNode) as error:
         raise TraceError(
-            f"{type(model).__name__} decides by the value of a tensor ({error}): such a model is not one graph",
+            f"{type(model).__name__} decides by the value of a tensor, and so is not one graph ({error})",
             where=failing_line(error),
             remedy="replace the branch by torch.where, or move the decision out of the model",
         ) from None
     except UnsupportedOperatorException as error:
         raise TraceError(
-            f"{type(model).__name__} calls an operator that does not tell the shapes of its results: {error.func}",
+            f"{type(model).__name__} calls {error.func}, which does not tell the shapes of its results",
             where=failing_line(error),
-            remedy=f'declare them with torch.library.register_fake("{kind_of(error.func).replace(".", "::")}")',
+            remedy=f"declare them: torch.library.register_fake({kind_of(error.func).replace('.', '::')!r})",
         ) from None
     return without_mutations(captured, (stored_fakes, leaf_fakes, step))
 

@@ -1,10 +1,9 @@
-"""verify_graph: a graph says what it means: written once before read, every operator with a rule that fits."""
+"""verify_graph: every tensor is written once, before it is read, by an operator with a rule that fits."""
 
 from superscaler.errors import VerificationError
 from superscaler.ir.graph import Graph, Operator
 from superscaler.ir.kinds import rule_of
 from superscaler.ir.tensor import Role
-
 
 _FED = (Role.INPUT, Role.STEP)
 
@@ -43,7 +42,8 @@ def _fault(graph: Graph, operator: Operator, what: str) -> VerificationError:
     index = graph.operators.index(operator)
     around = graph.operators[max(0, index - 5) : index + 5]
     lines = [
-        f"{'->' if other is operator else '  '} {', '.join(other.writes)} = {other.kind}({', '.join(other.reads)})"
+        f"{'->' if other is operator else '  '} "
+        f"{', '.join(other.writes)} = {other.kind}({', '.join(other.reads)})"
         for other in around
     ]
     return VerificationError(

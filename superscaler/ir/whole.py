@@ -1,7 +1,8 @@
-"""Whole operators: attention, linear, cross entropy, dropout as single nodes of the graph, each with its own backward.
+"""Whole operators: attention, linear, cross entropy, dropout as single nodes, each with its own backward.
 
-They exist for tracing alone. Each is declared to torch with its shapes and its derivative, so that a trace shows
-one device-neutral operator where ATen would show the kernel of one device; what runs is `superscaler.runtime.ops`.
+They exist for tracing alone. Each is declared to torch with its shapes and its derivative, so that a trace
+shows one device-neutral operator where ATen would show the kernel of one device; what runs is
+`superscaler.runtime.ops`.
 `capture` maps the user's calls of ``torch.nn.functional`` onto them.
 """
 
@@ -70,11 +71,12 @@ def _attention_shapes(q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool, 
     return out, q.new_empty(q.shape[:3], dtype=lse_dtype)
 
 
-_define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, *, bool causal, float scale) -> (Tensor, Tensor)",
+_define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, *, bool causal, float scale) "
+        "-> (Tensor, Tensor)",
         _attention_shapes)  # fmt: skip
-_define("attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? mask, *, "
-        "bool causal, float scale) -> (Tensor, Tensor, Tensor)",
-        lambda dout, q, k, v, out, lse, mask, causal, scale: (_heads_last(q), _heads_last(k), _heads_last(v)))  # fmt: skip
+_define("attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? mask, "
+        "*, bool causal, float scale) -> (Tensor, Tensor, Tensor)",
+        lambda dout, q, k, v, *rest, **options: (_heads_last(q), _heads_last(k), _heads_last(v)))  # fmt: skip
 
 
 def _attention_save(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
@@ -87,7 +89,9 @@ def _attention_save(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any
 def _attention_backward(ctx: Any, dout: Tensor, dlse: Any) -> Any:
     q, k, v, mask, out, lse = ctx.saved_tensors
     if mask is not None and ctx.needs_input_grad[3]:
-        raise ValueError("the attention mask (a learned bias) asks for a gradient, which attention does not give")
+        raise ValueError(
+            "the attention mask (a learned bias) asks for a gradient, which attention does not give"
+        )
     dq, dk, dv = _ops.attention_backward(dout, q, k, v, out, lse, mask, **ctx.options)
     return dq, dk, dv, None
 
@@ -104,7 +108,8 @@ def _cross_entropy_shapes(logits: Tensor, target: Tensor) -> Any:
 
 
 _define("cross_entropy(Tensor logits, Tensor target) -> (Tensor, Tensor)", _cross_entropy_shapes)
-_define("cross_entropy_backward(Tensor dlse, Tensor dpicked, Tensor logits, Tensor target, Tensor lse) -> Tensor",
+_define("cross_entropy_backward(Tensor dlse, Tensor dpicked, Tensor logits, Tensor target, Tensor lse) "
+        "-> Tensor",
         lambda dlse, dpicked, logits, target, lse: torch.empty_like(logits))  # fmt: skip
 
 
@@ -191,7 +196,7 @@ class Capture:
 
     def cross_entropy(
         self,
-        input: Tensor,  # noqa: A002 (torch's name)
+        input: Tensor,
         target: Tensor,
         weight: Tensor | None = None,
         size_average: Any = None,
@@ -211,7 +216,7 @@ class Capture:
             return rows
         return rows.sum() if reduction == "sum" else rows.sum() / counted.sum()
 
-    def dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: A002
+    def dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         """As ``F.dropout``, with a mask that no plan can change."""
         if not training or p == 0.0:
             return input
@@ -220,7 +225,7 @@ class Capture:
 
     def mse_loss(
         self,
-        input: Tensor,  # noqa: A002 (torch's name)
+        input: Tensor,
         target: Tensor,
         size_average: Any = None,
         reduce: Any = None,

@@ -18,7 +18,7 @@ REDUCERS = {
 
 
 class Call:
-    """One call of an operator on tensors: the operator, a graph that describes it, what it reads and writes."""
+    """One call of an operator on tensors: the operator, its graph, what it reads and writes."""
 
     def __init__(self, kind, *arguments, **keywords):
         self.values = []
@@ -63,9 +63,7 @@ class Call:
     def in_pieces(self, letter, pieces):
         """The results put together again after `letter` is cut into pieces of these sizes."""
         assert sum(pieces) == self.sizes[letter]
-        parts = [
-            self._piece(letter, sum(pieces[:i]), sum(pieces[: i + 1])) for i in range(len(pieces))
-        ]
+        parts = [self._piece(letter, sum(pieces[:i]), sum(pieces[: i + 1])) for i in range(len(pieces))]
         return [
             self._join(term, letter, [part[i] for part in parts], whole)
             for i, (term, whole) in enumerate(zip(self.rule.writes, self.results, strict=True))
@@ -111,8 +109,8 @@ class Call:
         if letter not in term.letters:
             return REDUCERS[term.reducer](torch.stack(parts))
         dim = term.letters.index(letter)
-        others = prod(size for name, size in ((name, self.sizes[name]) for name in term.letters) if name != letter)
-        fine = [
-            self._fine(part, term, {**self.sizes, letter: part.numel() // others}) for part in parts
-        ]
+        others = prod(
+            size for name, size in ((name, self.sizes[name]) for name in term.letters) if name != letter
+        )
+        fine = [self._fine(part, term, {**self.sizes, letter: part.numel() // others}) for part in parts]
         return torch.cat(fine, dim).reshape(whole.shape)

@@ -196,7 +196,9 @@ def test_groupings_that_do_not_nest_are_kept_whole():
     graph = trace(Regroup().double(), (torch.randn(5, 12, dtype=torch.float64),), optimizer=SGD())
     axes = find_axes(graph)
     (batch,) = axes.dims["x"][0]
-    (regroup,) = (o for o in graph.operators if graph.tensors[o.writes[0]].shape == (5, 2, 6) and o.kind == "reshape")
+    (regroup,) = (
+        o for o in graph.operators if graph.tensors[o.writes[0]].shape == (5, 2, 6) and o.kind == "reshape"
+    )
     cuttable = {
         axis
         for letter, parts in axes.letters[regroup.name].items()

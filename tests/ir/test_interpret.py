@@ -84,7 +84,9 @@ def test_mlp_with_sgd_trains_as_eager(momentum, weight_decay):
 def test_dropout_draws_by_step_and_its_backward_draws_the_same():
     torch.manual_seed(0)
     graph = trace(
-        gpt.build("tiny", layers=1, dropout=0.1).double(), gpt.example_inputs("tiny", batch=2), optimizer=SGD()
+        gpt.build("tiny", layers=1, dropout=0.1).double(),
+        gpt.example_inputs("tiny", batch=2),
+        optimizer=SGD(),
     )
     inputs = gpt.example_inputs("tiny", batch=2)
     losses = {}

@@ -208,7 +208,9 @@ CASES["aten.where.self"] = [
     lambda: Call("aten.where.self", flags(3, 4), real(3, 4), real(3, 4)),
 ]
 CASES["aten.masked_fill.Scalar"] = [lambda: Call("aten.masked_fill.Scalar", real(2, 3, 4), flags(3, 1), 7.0)]
-CASES["aten.masked_fill.Tensor"] = [lambda: Call("aten.masked_fill.Tensor", real(2, 3, 4), flags(3, 4), real())]
+CASES["aten.masked_fill.Tensor"] = [
+    lambda: Call("aten.masked_fill.Tensor", real(2, 3, 4), flags(3, 4), real())
+]
 for name in ("logical_not", "bitwise_not"):
     CASES[f"aten.{name}"] = one(f"aten.{name}", flags)
 for name in ("logical_and", "bitwise_and.Tensor", "bitwise_or.Tensor"):

@@ -65,15 +65,15 @@ def test_the_text_of_a_small_graph(golden):
 
 
 NAMES = st.one_of(st.from_regex(r"[a-z_][a-z0-9_./]{0,8}", fullmatch=True), st.text(min_size=1, max_size=6))
-NUMBERS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=8)
-)
+NUMBERS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=8))
 
 
 def arguments_over(count):
     leaves = st.one_of(NUMBERS, st.integers(0, count - 1).map(Ref)) if count else NUMBERS
     nested = st.recursive(
-        leaves, lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple), max_leaves=5
+        leaves,
+        lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple),
+        max_leaves=5,
     )
     return st.lists(nested, max_size=4).map(tuple)
 
@@ -96,10 +96,15 @@ def graphs(draw):
         arguments = draw(arguments_over(len(reads)))
         # Every tensor that is read is mentioned, as in any call.
         arguments += tuple(Ref(index) for index in range(len(reads)))
-        keywords = draw(st.dictionaries(st.from_regex(r"[a-z]\w{0,4}", fullmatch=True).filter(str.isascii), NUMBERS, max_size=2))
+        keywords = draw(
+            st.dictionaries(
+                st.from_regex(r"[a-z]\w{0,4}", fullmatch=True).filter(str.isascii), NUMBERS, max_size=2
+            )
+        )
         operators.append(
             Operator(
-                draw(st.sampled_from([name, f"call{number}"])), draw(st.sampled_from(["linear", "aten.add.Tensor"])),
+                draw(st.sampled_from([name, f"call{number}"])),
+                draw(st.sampled_from(["linear", "aten.add.Tensor"])),
                 reads, (name,), arguments, tuple(keywords.items()), draw(st.sampled_from(list(Phase))),
                 draw(st.sampled_from(["", "h.0.attn"])), draw(st.sampled_from(["", "models/a b.py:3"])),
                 draw(st.integers(-1, 99)),
@@ -110,7 +115,8 @@ def graphs(draw):
               for name in names[:split] if tensors[name].role.is_stored and draw(st.booleans())}  # fmt: skip
     pairs = st.dictionaries(st.sampled_from(names), st.sampled_from(names), max_size=3)
     return Graph(
-        draw(NAMES), tensors, tuple(operators), inputs, tuple(draw(st.lists(st.sampled_from(names), max_size=2))),
+        draw(NAMES), tensors, tuple(operators), inputs,
+        tuple(draw(st.lists(st.sampled_from(names), max_size=2))),
         draw(pairs), draw(pairs), initialisers=stored,
     )  # fmt: skip
 

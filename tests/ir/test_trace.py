@@ -1,4 +1,4 @@
-"""Ordinary models go in and come out as one graph that computes the same; what cannot is refused with a remedy."""
+"""Ordinary models become one graph that computes the same; what cannot is refused with a remedy."""
 
 import pytest
 import torch
@@ -22,7 +22,11 @@ def assert_computes_as_eager(model, args=(), kwargs=None, loss=None):
     model, kwargs = model.double(), kwargs or {}
     graph = trace(model, args, kwargs, loss=loss, optimizer=SGD())
     positional, named = ((), {**args, **kwargs}) if isinstance(args, dict) else (args, kwargs)
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves((positional, named)) if isinstance(leaf, torch.Tensor)]
+    leaves = [
+        leaf
+        for leaf in torch.utils._pytree.tree_leaves((positional, named))
+        if isinstance(leaf, torch.Tensor)
+    ]
     fed = {name: leaf.clone() for name, leaf in zip(graph.inputs, leaves, strict=True)}
     results = interpret(graph, {**fed, "step": 1})
     output = model(*positional, **named)
@@ -214,9 +218,9 @@ def fill_a_buffer(self, x):
 @pytest.mark.parametrize("forward", [add_in_place, relu_in_place, write_into_a_slice, fill_a_buffer])
 def test_in_place_operators_become_functional(forward):
     graph = assert_computes_as_eager(Model(forward), (x(),))
-    assert not any(operator.kind.split(".")[1:2] and operator.kind.split(".")[1].endswith("_") for operator in graph.operators)
+    assert not any(operator.kind.removesuffix(".Tensor").endswith("_") for operator in graph.operators)
     assert {operator.phase for operator in graph.operators} == {Phase.FORWARD, Phase.BACKWARD, Phase.UPDATE}
-    lines = {operator.source for operator in graph.operators if operator.phase is not Phase.UPDATE}
+    lines = {operator.source for operator in graph.operators if operator.source}
     assert any(forward.__code__.co_firstlineno < int(line.rpartition(":")[2]) for line in lines)
 
 
@@ -228,7 +232,9 @@ def test_writing_into_an_input_changes_what_the_model_sees():
     model, given = Model(forward).double(), x()
     graph = trace(model, (given.clone(),), optimizer=SGD())
     results = interpret(graph, {graph.inputs[0]: given, "step": 1})
-    torch.testing.assert_close(results[graph.outputs[0]], model(given.clone()).detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        results[graph.outputs[0]], model(given.clone()).detach(), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_overwriting_a_buffer_is_refused_with_the_line():
@@ -284,10 +290,16 @@ def test_operators_know_module_line_and_phase(stack):
 def test_backward_operators_belong_to_the_call_they_come_from(stack):
     forward = stack.operator("blocks.1.fc/linear")
     backward = [o for o in stack.operators if o.phase is Phase.BACKWARD and o.origin == forward.origin]
-    assert {o.kind for o in backward} == {"linear_input_gradient", "linear_weight_gradient", "linear_bias_gradient"}
+    assert {o.kind for o in backward} == {
+        "linear_input_gradient",
+        "linear_weight_gradient",
+        "linear_bias_gradient",
+    }
     for operator in backward:
         assert (operator.module, operator.source) == (forward.module, forward.source)
-    (tanh_backward,) = [o for o in stack.operators if o.kind == "aten.tanh_backward" and o.module == "blocks.0"]
+    (tanh_backward,) = [
+        o for o in stack.operators if o.kind == "aten.tanh_backward" and o.module == "blocks.0"
+    ]
     assert tanh_backward.origin == stack.operator("blocks.0/tanh").origin
 
 
@@ -340,7 +352,9 @@ def call_twice(self, x):
 
 def test_an_operator_without_a_rule_is_named_with_line_and_remedy(library):
     torch.library.register_fake("tracetest::twice", torch.empty_like, lib=library)
-    with pytest.raises(TraceError, match=r'(?s)without a rule: tracetest\.twice.*declare_rule\("tracetest') as caught:
+    with pytest.raises(
+        TraceError, match=r'(?s)without a rule: tracetest\.twice.*declare_rule\("tracetest'
+    ) as caught:
         trace(Model(call_twice), (torch.randn(3, 4),))
     assert caught.value.where.endswith(line_of(call_twice, 2))
 
@@ -355,10 +369,16 @@ def independent_of_parameters(self, x):
 
 @pytest.mark.parametrize(
     ("forward", "what"),
-    [(not_a_scalar, r"is \[3, 4\]"), (independent_of_parameters, r"is \[\]"), (lambda self, x: "text", "is str")],
+    [
+        (not_a_scalar, r"is \[3, 4\]"),
+        (independent_of_parameters, r"is \[\]"),
+        (lambda self, x: "text", "is str"),
+    ],
 )
 def test_a_loss_that_is_no_scalar_is_refused(forward, what):
-    with pytest.raises(TraceError, match=rf"(?s)the loss of Model {what}, not one number.*remedy: pass loss="):
+    with pytest.raises(
+        TraceError, match=rf"(?s)the loss of Model {what}, not one number.*remedy: pass loss="
+    ):
         trace(Model(forward), (torch.randn(3, 4),), optimizer=SGD())
 
 
@@ -367,7 +387,9 @@ def test_a_loss_that_is_no_scalar_is_refused(forward, what):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_graph_tells_the_dtypes_that_running_it_gives(dtype):
-    graph = trace(gpt.build("tiny", layers=1).to(dtype), gpt.example_inputs("tiny", batch=2), optimizer=AdamW())
+    graph = trace(
+        gpt.build("tiny", layers=1).to(dtype), gpt.example_inputs("tiny", batch=2), optimizer=AdamW()
+    )
     states = {s.name: torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in graph.of_role(Role.STATE)}
     values = interpret(graph, {**gpt.example_inputs("tiny", batch=2), **states, "step": 1}, keep="all")
     for name, value in values.items():
