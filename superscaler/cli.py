@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "superscaler",
-        description="Compile a PyTorch model into a verified parallel plan and readable torch.distributed programs.",
+        description="Compile a PyTorch model into a verified parallel plan and torch.distributed programs.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,7 +1,7 @@
 """Model references: ``models/gpt.py:small`` names a model on a command line.
 
-The file must define ``build(name, **overrides)`` and ``example_inputs(name, batch, **overrides)``; or the part after
-the colon is itself a function that returns a model, with ``example_inputs`` beside it.
+The file must define ``build(name, **overrides)`` and ``example_inputs(name, batch, **overrides)``; or the
+part after the colon is itself a function that returns a model, with ``example_inputs`` beside it.
 """
 
 import importlib.util
@@ -28,7 +28,8 @@ def load_module(path: str) -> ModuleType:
         )
     name = f"superscaler_user_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     sys.path.insert(0, str(file.resolve().parent))

@@ -1,0 +1,1 @@
+"""Where and when: cuts, places, communication and order."""

@@ -1,15 +1,17 @@
 """Completion: every operator gets a place and its cuts from what the script said, with the reason.
 
-Places: an operator the script did not place goes with its forward operator, else with the operators it reads from,
-else with those that read from it; an optimizer update goes with the first reader of its parameter. Cuts: a cut axis
-is cut in every operator it runs through. A linear operator all of whose reads are summands over the same mesh
-axes passes the summands on, so that they are summed once, later.
+Places: an operator the script did not place goes with its forward operator, else with the operators it reads
+from, else with those that read from it; an optimizer update goes with the first reader of its parameter.
+Cuts: a cut axis is cut in every operator it runs through. A linear operator all of whose reads are summands
+over the same mesh axes passes the summands on, so that they are summed once, later.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from math import prod
 
 from superscaler.errors import PlanError
+from superscaler.ir.axes import Axis
 from superscaler.ir.graph import Graph, Operator, Phase
 from superscaler.ir.mesh import TIME, Mesh
 from superscaler.ir.tensor import Role
@@ -22,23 +24,25 @@ def complete(planner: Planner, micro_batches: int) -> PlacedGraph:
     """Derive the whole plan's space from a script's decisions.
 
     Raises:
-        PlanError: An operator cannot be placed, or would be cut twice over one mesh axis, or into more pieces than
-            it has elements.
+        PlanError: An operator cannot be placed, or would be cut twice over one mesh axis, or into more pieces
+            than it has elements; or something the script said has no effect.
     """
     graph, axes = planner.graph, planner.axes
+    batch = batch_axes(graph, axes)
+    _check_micro_batches(planner, batch, micro_batches)
     reasons = {operator.name: list(planner.notes.get(operator.name, ())) for operator in graph.operators}
     places = _complete_places(planner, reasons)
     if micro_batches > 1:
         places = {name: replace(mesh, micro_batches=micro_batches) for name, mesh in places.items()}
     phases = find_phases(graph, axes, micro_batches, places)
     by_operator = _cuts_by_operator(planner)
-    batch = batch_axes(graph, axes)
+    effective: set[Cut] = set()
     placements: dict[str, Placement] = {}
     partial: dict[str, tuple[str, ...]] = {}
     for operator in graph.operators:
-        placement = _own_cuts(
-            planner, operator, places[operator.name], by_operator[operator.name], reasons[operator.name]
-        )
+        cuts = by_operator[operator.name]
+        placement, made = _own_cuts(planner, operator, places[operator.name], cuts, reasons[operator.name])
+        effective.update(made)
         if micro_batches > 1 and phases[operator.name] in (Phase.FORWARD, Phase.BACKWARD):
             placement = _cut_in_time(planner, operator, placement, batch)
         placement = _pass_summands(graph, operator, placement, places, partial, reasons[operator.name])
@@ -46,6 +50,7 @@ def complete(planner: Planner, micro_batches: int) -> PlacedGraph:
         for name, term in zip(operator.writes, axes.rules[operator.name].writes, strict=True):
             layout = operand_layout(axes, operator, name, term, placement, written=True)
             partial[name] = layout.partial if layout.reducer == "sum" else ()
+    _check_effective(planner, effective, places)
     _check_sizes(planner, placements)
     return PlacedGraph(
         graph, axes, placements, phases, {name: tuple(lines) for name, lines in reasons.items()}
@@ -68,7 +73,8 @@ def _complete_places(planner: Planner, reasons: dict[str, list[str]]) -> dict[st
                 reasons[operator.name].append(f"placed on {mesh}: the plan uses no other devices")
                 places[operator.name] = mesh
         return places
-    number = {mesh: i for i, mesh in enumerate(dict.fromkeys(places.values()))}
+    in_order = (places[operator.name] for operator in graph.operators if operator.name in places)
+    number = {mesh: i for i, mesh in enumerate(dict.fromkeys(in_order))}
 
     def put(operator: Operator, candidates: Iterable[Operator], latest: bool, why: str) -> None:
         placed = [other for other in candidates if other.name in places]
@@ -102,9 +108,10 @@ def _complete_places(planner: Planner, reasons: dict[str, list[str]]) -> dict[st
     for operator in graph.operators:
         if operator.name not in places:
             raise PlanError(
-                f"the operator {operator.name!r} is not placed: neither it nor any operator beside it was assigned",
+                f"the operator {operator.name!r} is not placed: nothing beside it is assigned to devices",
                 where=operator.source,
-                remedy=f"add p.assign(p.select({operator.module or operator.name!r}), devices) to the plan script",
+                remedy=f"add p.assign(p.select({operator.module or operator.name!r}), devices) to the plan "
+                "script, or p.assign(p.everything(), devices) as its first line",
             )
     return places
 
@@ -128,45 +135,95 @@ def _cuts_by_operator(planner: Planner) -> dict[str, list[Cut]]:
             carries.setdefault(index, []).append(name)
     table: dict[str, list[Cut]] = {operator.name: [] for operator in planner.graph.operators}
     for cut in planner.cuts:
-        for name in cut.operators if cut.operators is not None else carries.get(cut.axis.index, ()):
-            table[name].append(cut)
+        for name in carries.get(cut.axis.index, ()):
+            if cut.operators is None or name in cut.operators:
+                table[name].append(cut)
     return table
 
 
 def _own_cuts(
     planner: Planner, operator: Operator, mesh: Mesh, cuts: list[Cut], reasons: list[str]
-) -> Placement:
+) -> tuple[Placement, list[Cut]]:
+    """What the script's cuts make of one operator, and which of them hold for it."""
     chosen: dict[tuple[str, int], list[str]] = {}
     pieces: dict[int, tuple[int, ...]] = {}
-    owner: dict[str, Cut] = {}
+    owner: dict[str, tuple[Cut, str]] = {}
     for cut in cuts:
-        if cut.over not in mesh.names:
-            reasons.append(f"not cut along {cut.axis}: its devices, {mesh}, have no mesh axis {cut.over!r}")
-            continue
-        letters = (cut.letter,) if cut.letter else letters_of(planner.axes, operator, cut.axis)
-        if not letters:
-            reasons.append(f"not cut along {cut.axis} over {cut.over}: {operator.kind} needs it whole")
+        letter = _letter_to_cut(planner, operator, mesh, cut, reasons)
+        if letter is None:
             continue
         if cut.over in owner:
-            if owner[cut.over].axis == cut.axis:
-                continue
-            raise PlanError(
-                f"{operator.name!r} would be cut twice over {cut.over!r}: along {owner[cut.over].axis} "
-                f"({owner[cut.over].where}) and along {cut.axis}",
-                where=cut.where,
-                remedy="cut one of the two axes, or the second over another mesh axis",
-            )
-        owner[cut.over] = cut
-        chosen.setdefault((letters[0], cut.axis.index), []).append(cut.over)
+            _check_same(operator, *owner[cut.over], cut, letter)
+            continue
+        owner[cut.over] = cut, letter
+        chosen.setdefault((letter, cut.axis.index), []).append(cut.over)
         if cut.pieces:
             pieces[cut.axis.index] = cut.pieces
         reasons.append(f"cut along {cut.axis} over {cut.over} by {cut.where}")
-    return Placement(
-        mesh, tuple((key, tuple(names)) for key, names in chosen.items()), (), tuple(pieces.items())
+    keys = tuple((key, tuple(names)) for key, names in chosen.items())
+    return Placement(mesh, keys, (), tuple(pieces.items())), [cut for cut, _ in owner.values()]
+
+
+def _letter_to_cut(
+    planner: Planner, operator: Operator, mesh: Mesh, cut: Cut, reasons: list[str]
+) -> str | None:
+    """The letter of an operator's rule that a cut means; None, with the reason, where it does not hold."""
+    if cut.over not in mesh.names:
+        if cut.letter:
+            raise PlanError(
+                f"{operator.name!r} cannot be cut over {cut.over!r}: its devices are {mesh}",
+                where=cut.where,
+                remedy=f"cut it over one of {', '.join(mesh.names)}, or place it on a mesh with {cut.over!r}",
+            )
+        reasons.append(f"not cut along {cut.axis}: its devices, {mesh}, have no mesh axis {cut.over!r}")
+        return None
+    letters = (cut.letter,) if cut.letter else letters_of(planner.axes, operator, cut.axis)
+    if not letters:
+        reasons.append(f"not cut along {cut.axis} over {cut.over}: {operator.kind} needs it whole")
+        return None
+    return letters[0]
+
+
+def _check_same(operator: Operator, first: Cut, letter: str, second: Cut, other: str) -> None:
+    """A second cut over one mesh axis may only repeat the first."""
+    if (first.axis, letter, first.pieces) == (second.axis, other, second.pieces):
+        return
+    if first.axis != second.axis:
+        what = f"along {first.axis} ({first.where}) and along {second.axis}"
+    elif letter != other:
+        what = f"along {first.axis} as {letter!r} ({first.where}) and as {other!r}"
+    else:
+        what = f"along {first.axis} into different pieces ({first.where})"
+    raise PlanError(
+        f"{operator.name!r} would be cut twice over {first.over!r}: {what}",
+        where=second.where,
+        remedy="drop one of the two cuts, or make the second over another mesh axis",
     )
 
 
-def _cut_in_time(planner: Planner, operator: Operator, placement: Placement, batch: tuple) -> Placement:
+def _check_effective(planner: Planner, effective: set[Cut], places: Mapping[str, Mesh]) -> None:
+    """Nothing a script says is ignored: each line's cuts must hold for some operator."""
+    fulfilled = {(cut.where, cut.over) for cut in effective}
+    known = dict.fromkeys(name for mesh in places.values() for name in mesh.names)
+    for cut in planner.cuts:
+        if cut.over not in known:
+            raise PlanError(
+                f"the axis {cut.axis} is to be cut over {cut.over!r}, which is no mesh axis of this plan",
+                where=cut.where,
+                remedy=f"the mesh axes are {', '.join(known)}; add one by p.mesh(devices, {cut.over}=2)",
+            )
+        if (cut.where, cut.over) not in fulfilled:
+            raise PlanError(
+                f"cutting {cut.axis} over {cut.over!r} changes nothing: each operator meant needs the axis "
+                f"whole, or does not have it, or is on devices without a mesh axis {cut.over!r}",
+                where=cut.where,
+                remedy="cut another axis, or within other operators, or drop the line",
+            )
+
+
+def _cut_in_time(
+    planner: Planner, operator: Operator, placement: Placement, batch: tuple[Axis, ...]
+) -> Placement:
     """Cut the batch into micro-batches, outside every cut over devices."""
     carried = batch_letter(planner.axes, operator, batch)
     if carried is None:
@@ -201,20 +258,42 @@ def _pass_summands(
     return replace(placement, values=tuple(shared))
 
 
-def _check_sizes(planner: Planner, placements: dict[str, Placement]) -> None:
+def _check_micro_batches(planner: Planner, batch: tuple[Axis, ...], micro_batches: int) -> None:
+    for axis in batch:
+        if axis.size % micro_batches:
+            raise PlanError(
+                f"a batch of {axis.size} samples cannot be cut into {micro_batches} equal micro-batches",
+                where=planner.schedule_said_by,
+                remedy=f"use a number of micro-batches that divides {axis.size}, or another batch (--batch)",
+            )
+
+
+def _check_sizes(planner: Planner, placements: Mapping[str, Placement]) -> None:
+    """Every cut axis has an element for every piece, and as many chosen pieces as devices."""
     for operator in planner.graph.operators:
         placement = placements[operator.name]
         letters = planner.axes.letters[operator.name]
+        chosen = dict(placement.pieces)
         for (letter, index), names in placement.cuts:
             axis = next(axis for axis in letters[letter] if axis.index == index)
-            count = 1
-            for name in names:
-                count *= placement.mesh.size(name)
-            outer = placement.mesh.size(names[0])
-            if count > axis.size or (names[0] == TIME and axis.size % outer):
+            count = prod(placement.mesh.size(name) for name in names)
+            given = chosen.get(index, ())
+            if count <= axis.size and len(given) in (0, count):
+                continue
+            over = " x ".join(f"{name} ({placement.mesh.size(name)})" for name in names)
+            lines = [cut.where for cut in planner.cuts if cut.axis == axis and cut.over in names]
+            where = lines[-1] if lines else planner.schedule_said_by
+            if count > axis.size:
                 raise PlanError(
-                    f"the axis {axis} of {operator.name!r} cannot be cut into {count} pieces over {', '.join(names)}: "
+                    f"{operator.name!r} cannot be cut into {count} pieces along {axis}, over {over}: "
                     f"it has {axis.size} elements",
-                    where=operator.source,
-                    remedy=f"use a product of {', '.join(names)} that divides {axis.size}",
+                    where=where,
+                    remedy=f"use at most {axis.size} pieces: fewer devices along {', '.join(names)}, "
+                    "or another mesh axis for this cut",
                 )
+            raise PlanError(
+                f"{list(given)} are {len(given)} pieces of {axis}, "
+                f"which {operator.name!r} cuts into {count}, over {over}",
+                where=where,
+                remedy=f"give {count} sizes that add up to {axis.size}",
+            )

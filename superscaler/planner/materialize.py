@@ -1,7 +1,7 @@
-"""Materialize: data dependencies restored: wherever a reader wants another Layout than the writer left, steps are inserted.
+"""Materialize: data dependencies restored: steps wherever a reader wants another Layout than the writer left.
 
-The result is one global sequence of events per phase. Every stage's program is the part of it that concerns the
-stage, so that all stages see their messages in one order.
+The result is one global sequence of events per phase. Every stage's program is the part of it that concerns
+the stage, so that all stages see their messages in one order.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,6 +14,7 @@ from superscaler.ir.layout import Layout
 from superscaler.ir.mesh import TIME, Mesh
 from superscaler.ir.tensor import DTYPE_BYTES, Role
 from superscaler.planner.cluster import Cluster
+from superscaler.planner.order import Order
 from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.steps import Step
 from superscaler.planner.transitions import find_path, path_seconds
@@ -79,7 +80,7 @@ class MaterializedGraph:
     values: Mapping[str, Value]
     events: Mapping[Phase, tuple[Event, ...]]
     stored: tuple[str, ...]
-    """Values that outlive a step: parameters, buffers, optimizer states, one per stage and layout that reads them."""
+    """Values that outlive a step (parameters, buffers, states), one per stage and layout that reads them."""
     fed: tuple[str, ...]
     """Values of inputs, one per stage and layout that reads them."""
     outputs: Mapping[str, str]
@@ -96,14 +97,14 @@ class MaterializedGraph:
 
 
 def materialize(
-    placed: PlacedGraph, cluster: Cluster, orders: Iterable[tuple[str, str]] = ()
+    placed: PlacedGraph, cluster: Cluster, orders: Iterable[Order[str]] = ()
 ) -> MaterializedGraph:
     """Insert communication and bring everything into one order.
 
     Args:
         placed: The graph with its placements complete.
         cluster: What communication costs.
-        orders: Pairs (first, then) of operators a plan script ordered.
+        orders: What a plan script said of the order of operators.
 
     Raises:
         PlanError: The orders contradict each other or the data, or a layout cannot be reached.
@@ -127,7 +128,7 @@ def materialize(
     )
 
 
-def _ordered(placed: PlacedGraph, orders: Iterable[tuple[str, str]]) -> tuple[Operator, ...]:
+def _ordered(placed: PlacedGraph, orders: Iterable[Order[str]]) -> tuple[Operator, ...]:
     """Graph order, changed as little as the script's orders demand."""
     orders = list(orders)
     graph = placed.graph
@@ -139,15 +140,16 @@ def _ordered(placed: PlacedGraph, orders: Iterable[tuple[str, str]]) -> tuple[Op
         for name in operator.reads:
             if name in graph.writer:
                 sorter.add(operator.name, graph.writer[name].name)
-    for first, then in orders:
-        if placed.placements[first].mesh == placed.placements[then].mesh:
-            sorter.add(then, first)
+    for order in _orders_that_hold(placed, orders):
+        sorter.add(order.then, order.first)
     try:
         sorter.prepare()
     except CycleError as error:
+        cycle = error.args[1]
+        lines = dict.fromkeys(order.where for order in orders if {order.first, order.then} <= {*cycle})
         raise PlanError(
-            "the orders contradict each other or the data: " + " -> ".join(map(repr, error.args[1])),
-            where=graph.operator(error.args[1][0]).source,
+            "the orders contradict each other or the data: " + " before ".join(map(repr, cycle)),
+            where=", ".join(filter(None, lines)),
             remedy="drop one of the p.order(...) calls that make this cycle",
         ) from None
     ready: list[str] = []
@@ -158,6 +160,32 @@ def _ordered(placed: PlacedGraph, orders: Iterable[tuple[str, str]]) -> tuple[Op
         result.append(graph.by_name[name])
         sorter.done(name)
     return tuple(result)
+
+
+def _orders_that_hold(placed: PlacedGraph, orders: list[Order[str]]) -> list[Order[str]]:
+    """The orders of operators that share devices: of each call at least one, and none against the phases."""
+    holding = []
+    for order in orders:
+        if placed.placements[order.first].mesh != placed.placements[order.then].mesh:
+            continue
+        phases = placed.phases[order.first], placed.phases[order.then]
+        if PHASES.index(phases[0]) > PHASES.index(phases[1]):
+            raise PlanError(
+                f"{order.first!r} runs in phase {phases[0]}, after {order.then!r} in phase {phases[1]}: "
+                "it cannot come before it",
+                where=order.where,
+                remedy='order operators of one phase: selection.only("F")',
+            )
+        holding.append(order)
+    obeyed = {order.where for order in holding}
+    idle = [order for order in orders if order.where not in obeyed]
+    if idle:
+        raise PlanError(
+            f"{idle[0].first!r} and {idle[0].then!r} share no device: only data orders them",
+            where=idle[0].where,
+            remedy="order operators that are placed on the same devices",
+        )
+    return holding
 
 
 @dataclass
@@ -261,13 +289,7 @@ class _Builder:
 
     def _obtain(self, tensor: str, target: Layout, phase: Phase, reader: Operator | None) -> str:
         """The value of `tensor` in layout `target`, made with the fewest steps if it is not there yet."""
-        versions = self.versions[tensor]
-        if (
-            phase is Phase.UPDATE
-            and tensor in self.written
-            and self.written[tensor].phase in (Phase.FORWARD, Phase.BACKWARD)
-        ):
-            versions = self._kept(tensor, reader)
+        versions = self._kept(tensor, reader) if phase is Phase.UPDATE else self.versions[tensor]
         if target in versions:
             return versions[target].value
         source, path = self._cheapest(tensor, versions, target, reader)
@@ -276,23 +298,31 @@ class _Builder:
         return source.value
 
     def _kept(self, tensor: str, reader: Operator | None) -> dict[Layout, _Version]:
-        """The versions of a micro-batch's tensor that exist once all micro-batches have run."""
+        """The versions of a tensor that exist once all micro-batches have run."""
         if tensor not in self.kept:
-            made = self.written[tensor]
-            layout = self.values[made.value].layout
-            if any(TIME in cut for cut in layout.cuts) or (
-                TIME in layout.partial and layout.reducer != "sum"
-            ):
-                raise PlanError(
-                    f"{reader.name if reader else 'the output'!r} needs {tensor!r} of every micro-batch at once",
-                    where=reader.source if reader else self.graph.writer[tensor].source,
-                    remedy="use micro_batches=1",
-                )
-            whole = layout.without_time()
-            value = self._new_value(f"{tensor}|kept", tensor, whole)
-            self.events[made.phase].append(Keep(made.value, value, add=TIME in layout.partial))
-            self.kept[tensor] = {whole: _Version(value, Phase.UPDATE)}
+            made = self.written.get(tensor)
+            if made is not None and made.phase in (Phase.FORWARD, Phase.BACKWARD):
+                self.kept[tensor] = self._keep(tensor, made, reader)
+            else:
+                # what a micro-batch made of a stored tensor is gone when its micro-batch is over
+                lasting = (Phase.PREPARE, Phase.UPDATE)
+                versions = self.versions[tensor].items()
+                self.kept[tensor] = {layout: known for layout, known in versions if known.phase in lasting}
         return self.kept[tensor]
+
+    def _keep(self, tensor: str, made: _Version, reader: Operator | None) -> dict[Layout, _Version]:
+        layout = self.values[made.value].layout
+        is_cut = any(TIME in cut for cut in layout.cuts)
+        if is_cut or (TIME in layout.partial and layout.reducer != "sum"):
+            raise PlanError(
+                f"{reader.name if reader else 'the output'!r} needs {tensor!r} of every micro-batch at once",
+                where=reader.source if reader else self.graph.writer[tensor].source,
+                remedy="use micro_batches=1",
+            )
+        whole = layout.without_time()
+        value = self._new_value(f"{tensor}|kept", tensor, whole)
+        self.events[made.phase].append(Keep(made.value, value, add=TIME in layout.partial))
+        return {whole: _Version(value, Phase.UPDATE)}
 
     def _cheapest(
         self, tensor: str, versions: dict[Layout, _Version], target: Layout, reader: Operator | None

@@ -1,9 +1,9 @@
 """Micro-batches: the batch axis cut in time, and what that means for operators that need the whole batch.
 
-A forward or backward operator runs once per micro-batch. An operator that reads what is summed over the batch (the
-loss, a weight gradient) waits for all of them and runs in the update. If such a sum is needed again within the
-micro-batches (the number of tokens that count, by which every gradient is divided), it is computed beforehand
-from the whole batch of inputs: those operators are copied into the phase P.
+A forward or backward operator runs once per micro-batch. An operator that reads what is summed over the batch
+(the loss, a weight gradient) waits for all of them and runs in the update. If such a sum is needed again
+within the micro-batches (the number of tokens that count, by which every gradient is divided), it is computed
+beforehand from the whole batch of inputs: those operators are copied into the phase P.
 """
 
 from collections.abc import Mapping
@@ -43,10 +43,11 @@ def find_phases(
 ) -> dict[str, Phase]:
     """The phase each operator runs in.
 
-    Summands pass through a linear operator only where it runs on the devices of all that write them (`places`).
+    Summands pass through a linear operator only where it runs on the devices of all that write them
+    (`places`).
 
-    With `demands`, an operator that carries the batch stays among the micro-batches even if it reads what is known
-    only after them; each such (operator, tensor) is added to the list.
+    With `demands`, an operator that carries the batch stays among the micro-batches even if it reads what is
+    known only after them; each such (operator, tensor) is added to the list.
     """
     if micro_batches == 1:
         return {operator.name: operator.phase for operator in graph.operators}
@@ -121,8 +122,8 @@ def _collect_sources(graph: Graph, tensor: str, reader: Operator, early: dict[st
         name = pending.pop()
         if graph.tensors[name].role in (Role.PARAMETER, Role.STATE):
             raise PlanError(
-                f"the batch cannot be cut into micro-batches: {reader.name!r} needs {tensor!r} of the whole batch, "
-                f"which depends on the parameter {name!r}",
+                f"the batch cannot be cut into micro-batches: {reader.name!r} needs {tensor!r} of the whole "
+                f"batch, which depends on the parameter {name!r}",
                 where=reader.source,
                 remedy="use micro_batches=1, or a layer that treats each sample alone",
             )

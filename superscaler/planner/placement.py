@@ -1,4 +1,4 @@
-"""Placement: how one operator is cut and which devices run the pieces; the Layouts that follow for its tensors."""
+"""Placement: how one operator is cut and which devices run the pieces; the Layouts of its tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ class PlacedGraph:
     axes: Axes
     placements: Mapping[str, Placement]
     phases: Mapping[str, Phase]
-    """Operator -> the phase it runs in: its own, or a later one if it needs the sum over all micro-batches."""
+    """Operator -> the phase it runs in: its own, or a later one if it needs a sum over micro-batches."""
     reasons: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Operator -> why it is cut and placed as it is, one sentence each."""
 
@@ -76,8 +76,8 @@ def operand_layout(
 ) -> Layout:
     """The Layout of `tensor`, which one term of an operator's rule stands for.
 
-    A letter that is cut and stands in the term cuts that dim; one that does not leaves a written tensor (or an
-    additive read) value-split, and another read replicated.
+    A letter that is cut and stands in the term cuts that dim; one that does not leaves a written tensor (or
+    an additive read) value-split, and another read replicated.
     """
     slots = axes.slots(operator.name, term)
     fine = axes.fine(tensor)

@@ -1,4 +1,4 @@
-"""Plan: the finished product: a materialized graph and its schedule on a cluster, with the reason for everything."""
+"""Plan: the finished product: a materialized graph and its schedule, with a reason for everything."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,8 +78,8 @@ class Plan:
 def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> Plan:
     """Run a plan script and derive everything that follows from it.
 
-    A script that asks for micro-batches runs a second time, on the graph that computes beforehand what sums over
-    the whole batch.
+    A script that asks for micro-batches runs a second time, on the graph that computes beforehand what sums
+    over the whole batch.
 
     Raises:
         PlanError: The script asks for something that cannot be, or leaves an operator without a place.
@@ -96,8 +96,11 @@ def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> 
     schedule = maker(len(materialized.stages), graph.is_training)
     if len(schedule.rows) != len(materialized.stages):
         raise PlanError(
-            f"the schedule {schedule.name!r} has {len(schedule.rows)} rows for {len(materialized.stages)} stages",
-            remedy="give the schedule a row per stage",
+            f"the schedule {schedule.name!r} has {len(schedule.rows)} rows for "
+            f"{len(materialized.stages)} stages",
+            where=planner.schedule_said_by,
+            remedy="give the schedule a row per stage, in the order of the forward pass: "
+            + "; ".join(map(str, materialized.stages)),
         )
     return Plan(name, cluster, materialized, order_tasks(schedule, planner.task_orders))
 

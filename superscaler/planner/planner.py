@@ -6,6 +6,7 @@ from what was said, and keeps the reason for each operator.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axes, Axis, find_axes
@@ -13,8 +14,9 @@ from superscaler.ir.graph import Graph, Operator
 from superscaler.ir.mesh import TIME, Mesh
 from superscaler.ir.source_line import user_line
 from superscaler.planner.cluster import Cluster
+from superscaler.planner.order import Order
 from superscaler.planner.placement import letters_of
-from superscaler.planner.schedules import ScheduleMaker, Task
+from superscaler.planner.schedules import Schedule, ScheduleMaker, Task
 from superscaler.planner.selection import AxisSelection, Selection, select, split
 
 Devices = Mesh | Sequence[int]
@@ -45,8 +47,10 @@ class Planner:
     places: dict[str, Mesh] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
     schedule: ScheduleMaker | None = None
-    task_orders: list[tuple[Task, Task]] = field(default_factory=list)
-    operator_orders: list[tuple[str, str]] = field(default_factory=list)
+    schedule_said_by: str = ""
+    """Who chose the schedule: a line of the script, or a word of a plan string."""
+    task_orders: list[Order[Task]] = field(default_factory=list)
+    operator_orders: list[Order[str]] = field(default_factory=list)
     said_by: str = ""
     """Who speaks, where it is not a line of the user's: a word of a plan string."""
 
@@ -57,11 +61,11 @@ class Planner:
 
     def select(self, pattern: str, phase: str | None = None) -> Selection:
         """Operators by module path (``h.*.attn``) or name, forward and backward, or of one phase."""
-        return select(self.graph, self.axes, pattern, phase)
+        return select(self.graph, self.axes, pattern, phase, self.speaker)
 
     def split(self, pattern: str, count: int) -> tuple[Selection, ...]:
         """The modules matching `pattern` as `count` runs: the stages of a pipeline."""
-        return split(self.graph, self.axes, pattern, count)
+        return split(self.graph, self.axes, pattern, count, self.speaker)
 
     def everything(self) -> Selection:
         """All operators."""
@@ -79,36 +83,50 @@ class Planner:
         """
         devices = tuple(devices)
         sizes = axes or {"x": len(devices)}
-        count = 1
-        for size in sizes.values():
-            count *= size
-        if count != len(devices) or TIME in sizes:
+        if TIME in sizes:
+            raise PlanError(
+                f"{TIME!r} names the micro-batches, which run in time: a mesh axis cannot be called so",
+                where=self.speaker,
+                remedy="give the mesh axis another name; p.order(schedule) makes micro-batches",
+            )
+        count = prod(sizes.values())
+        if count != len(devices) or min(sizes.values()) < 1:
             product = " x ".join(f"{name}={size}" for name, size in sizes.items())
             raise PlanError(
-                f"{product} is {count} devices, not the {len(devices)} given",
-                where=self._speaker(),
-                remedy="make the product of the mesh axes equal the number of devices",
+                f"a mesh of {product} is {count} devices, not the {len(devices)} given",
+                where=self.speaker,
+                remedy="make the product of the mesh axes equal the number of devices, at least one",
             )
+        self._check_devices(devices)
+        return Mesh(devices, tuple(sizes.items()))
+
+    def _check_devices(self, devices: Sequence[int]) -> None:
         outside = [device for device in devices if not 0 <= device < self.cluster.num_devices]
         if outside or len(set(devices)) != len(devices):
+            fault = "not in the cluster" if outside else "not all different: a device is named twice"
             raise PlanError(
-                f"devices {outside or list(devices)} are not {len(devices)} different devices of {self.cluster.name}, "
-                f"which has 0 to {self.cluster.num_devices - 1}",
-                where=self._speaker(),
-                remedy="name each device of the cluster at most once",
+                f"devices {outside or list(devices)} are {fault}; {self.cluster.name!r} has devices "
+                f"0 to {self.cluster.num_devices - 1}",
+                where=self.speaker,
+                remedy="name devices of the cluster, each at most once, or plan for a larger one "
+                "(--cluster local:N)",
             )
-        return Mesh(devices, tuple(sizes.items()))
 
     # the three primitives
 
     def assign(self, what: Selection | Operator, devices: Devices) -> None:
-        """Place operators on devices: a mesh, or device numbers (a mesh of one axis named ``x``)."""
+        """Place operators on devices: a mesh, or device numbers (a mesh of one axis named ``x``).
+
+        Raises:
+            PlanError: A device is not in the cluster.
+        """
         mesh = devices if isinstance(devices, Mesh) else self.mesh(devices)
-        operators = [what] if isinstance(what, Operator) else what
-        line = user_line()
-        for operator in operators:
+        self._check_devices(mesh.devices)
+        line = self.speaker
+        for operator in _operators(what):
             self.places[operator.name] = mesh
-            self.notes.setdefault(operator.name, []).append(f"placed on {mesh} by {line}")
+            others = [note for note in self.notes.get(operator.name, ()) if not note.startswith("placed on")]
+            self.notes[operator.name] = [f"placed on {mesh} by {line}", *others]
 
     def trans(
         self,
@@ -124,32 +142,56 @@ class Planner:
         Args:
             what: Axes (``p.axis("heads")``, ``selection.axis("out")``), or operators with ``letter``.
             over: Name of the mesh axis; devices of a mesh of one axis mean that axis.
-            letter: With operators: the letter of their rule (``superscaler show --rules``) to cut in them alone.
+            letter: With operators: the letter of their rules (`superscaler.ir.kinds`) to cut in them alone.
             within: With axes: cut them in these operators alone.
             pieces: Sizes of the pieces, if not as even as can be.
 
         Raises:
-            PlanError: An operator forbids the cut, or the sizes do not add up.
+            PlanError: An operator forbids the cut, the sizes do not add up, or arguments do not go together.
         """
-        over = over if isinstance(over, str) else "x" if not isinstance(over, Mesh) else over.names[0]
-        line = self._speaker()
+        line = self.speaker
+        over = self._mesh_axis(over, line)
         if isinstance(what, Selection | Operator):
-            operators = [what] if isinstance(what, Operator) else list(what)
-            for operator in operators:
+            if within is not None:
+                raise PlanError(
+                    "trans was given operators and within=",
+                    where=line,
+                    remedy="within= goes with axes; drop it",
+                )
+            for operator in _operators(what):
                 self._cut_operator(operator, letter, over, pieces, line)
             return
+        if letter is not None:
+            raise PlanError(
+                f"trans was given axes and letter={letter!r}",
+                where=line,
+                remedy="letter= goes with operators; to cut an axis in some operators alone use within=",
+            )
         for axis in [what] if isinstance(what, Axis) else what:
             self._check_pieces(axis, pieces, line)
             if not any(letters_of(self.axes, operator, axis) for operator in self.graph.operators):
                 raise PlanError(
                     f"the axis {axis} cannot be cut: every operator it runs through needs it whole",
                     where=line,
-                    remedy="cut another axis; p.explain shows an operator's rule",
+                    remedy="cut another axis; p.trans(operator, letter=...) cuts one operator alone",
                 )
             where = None if within is None else frozenset(operator.name for operator in within)
             self.cuts.append(Cut(axis, over, where, None, tuple(pieces) if pieces else None, line))
 
-    def _speaker(self) -> str:
+    def _mesh_axis(self, over: str | Devices, line: str) -> str:
+        if isinstance(over, str):
+            return over
+        if isinstance(over, Mesh) and len(over.names) != 1:
+            raise PlanError(
+                f"the mesh {over} has {len(over.names)} axes: over which of them to cut is not said",
+                where=line,
+                remedy=f"name one: {', '.join(map(repr, over.names))}",
+            )
+        return over.names[0] if isinstance(over, Mesh) else "x"
+
+    @property
+    def speaker(self) -> str:
+        """Who decides now: a word of a plan string, or the line of the user's script."""
         return self.said_by or user_line()
 
     def _cut_operator(
@@ -157,22 +199,24 @@ class Planner:
     ) -> None:
         parts = self.axes.letters[operator.name].get(letter or "")
         if letter is None or parts is None:
+            fault = f"has no letter {letter!r} to cut" if letter else "is to be cut, but not said along what"
             raise PlanError(
-                f"{operator.name!r} has no letter {letter!r} to cut",
+                f"{operator.name!r} ({operator.kind}) {fault}",
                 where=line,
-                remedy=f"its rule has the letters {', '.join(self.axes.letters[operator.name])}",
+                remedy=f"give letter=, one of {', '.join(self.axes.letters[operator.name])}; or select fewer "
+                'operators, for example those of one phase: selection.only("F")',
             )
-        if not parts or not self.axes.cuttable(operator.name, letter, parts[0]):
+        others = [
+            other
+            for other in self.axes.letters[operator.name]
+            if letters_cuttable(self.axes, operator, other)
+        ]
+        if letter not in others:
             raise PlanError(
                 f"{operator.name!r} ({operator.kind}) cannot be cut along {letter!r}: "
                 + ("it needs the whole of it" if parts else "it has one element"),
                 where=line,
-                remedy="cut it along one of "
-                + ", ".join(
-                    other
-                    for other in self.axes.letters[operator.name]
-                    if letters_cuttable(self.axes, operator, other)
-                ),
+                remedy=f"cut it along one of {', '.join(others)}" if others else "it can only be replicated",
             )
         self._check_pieces(parts[0], pieces, line)
         names = frozenset({operator.name})
@@ -188,25 +232,34 @@ class Planner:
 
     def order(
         self,
-        first: ScheduleMaker | Task | Selection | Operator,
+        first: ScheduleMaker | Schedule | Task | Selection | Operator,
         then: Task | Selection | Operator | None = None,
     ) -> None:
-        """Order in time: a whole schedule (``p.order(ss.schedules.one_f_one_b(8))``), or `first` before `then`.
+        """Order in time: a whole schedule (``p.order(schedules.one_f_one_b(8))``), or `first` before `then`.
 
         Raises:
-            PlanError: A task is ordered against an operator.
+            PlanError: A task is ordered against an operator, or there is a schedule already.
         """
-        if then is None and callable(first):
-            self.schedule = first
+        line = self.speaker
+        if then is None and (callable(first) or isinstance(first, Schedule)):
+            if self.schedule is not None:
+                raise PlanError(
+                    f"a schedule was chosen already, by {self.schedule_said_by}",
+                    where=line,
+                    remedy="choose one schedule; single tasks are ordered by p.order(first, then)",
+                )
+            self.schedule = (lambda stages, training: first) if isinstance(first, Schedule) else first
+            self.schedule_said_by = line
         elif isinstance(first, Task) and isinstance(then, Task):
-            self.task_orders.append((first, then))
+            self.task_orders.append(Order(first, then, line))
         elif isinstance(first, Selection | Operator) and isinstance(then, Selection | Operator):
-            pairs = [(a.name, b.name) for a in _operators(first) for b in _operators(then)]
-            self.operator_orders.extend(pairs)
+            self.operator_orders += [
+                Order(a.name, b.name, line) for a in _operators(first) for b in _operators(then)
+            ]
         else:
             raise PlanError(
                 "order takes a schedule, two tasks, or two sets of operators",
-                where=self._speaker(),
+                where=line,
                 remedy="write p.order(ss.schedules.gpipe(4)), or p.order(first, then)",
             )
 

@@ -1,10 +1,10 @@
 """Recipes: the plans everyone knows, as short scripts on the primitives a user has; and plan strings.
 
-A plan string such as ``dp=2,tp=2,pp=2,schedule=1f1b,micro_batches=4,zero=1,sp`` is a combination of recipes. The
-devices form one array per pipeline stage, data parallel outside tensor parallel; stages are outermost.
+A plan string such as ``dp=2,tp=2,pp=2,schedule=1f1b,micro_batches=4,zero=1,sp`` is a combination of recipes.
+The devices form one array per pipeline stage, data parallel outside tensor parallel; stages are outermost.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -12,10 +12,12 @@ from superscaler.errors import PlanError
 from superscaler.ir.axes import Axis
 from superscaler.ir.graph import Graph, Operator, Phase
 from superscaler.ir.kinds import KINDS
+from superscaler.ir.mesh import Mesh
 from superscaler.planner.micro_batches import batch_axes
 from superscaler.planner.placement import letters_of
-from superscaler.planner.planner import Planner
+from superscaler.planner.planner import Cut, Planner
 from superscaler.planner.schedules import NAMED
+from superscaler.planner.selection import Selection
 
 PlanScript = Callable[[Planner], None]
 
@@ -47,6 +49,8 @@ def parse_plan(text: str) -> PlanOptions:
     values: dict[str, int | str | bool] = {}
     for word in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = word.partition("=")
+        if key in values:
+            raise PlanError(f"the plan {text!r} says {key} twice", remedy="keep one of them")
         if key == "sp" and not equals:
             values["sp"] = True
         elif key == "schedule" and value in NAMED:
@@ -89,10 +93,11 @@ def recipe(text: str) -> PlanScript:
             raise PlanError(
                 f"the plan {text!r} needs {options.num_devices} devices (dp {options.dp} x tp {options.tp} x "
                 f"pp {options.pp}), the cluster {p.cluster.name!r} has {p.cluster.num_devices}",
-                remedy="change the plan, or the cluster (--cluster local:N), until they agree",
+                remedy=f"use {options.num_devices} devices (--cluster local:{options.num_devices}), "
+                f"or a plan whose dp x tp x pp is {p.cluster.num_devices}",
             )
         for word, apply in _words(options):
-            p.said_by = word
+            p.said_by = f"{word} in the plan {text!r}" if word in text else f"the plan {text!r}"
             apply(p)
         p.said_by = ""
 
@@ -140,7 +145,7 @@ def layer_pattern(graph: Graph) -> str:
                 break
     if not lists:
         raise PlanError(
-            f"the model {graph.name!r} has no list of layers to make stages of",
+            f"the model {graph.name!r} has no numbered modules (a ModuleList) to make stages of",
             remedy="write a plan script that assigns modules to devices with p.assign",
         )
     return max(lists, key=lambda pattern: len(lists[pattern]))
@@ -153,13 +158,24 @@ def data_parallel(p: Planner, over: str = "dp") -> None:
 
 
 def tensor_parallel(p: Planner, over: str = "tp") -> None:
-    """Cut every axis of a weight of a matrix product that no operator needs whole (Megatron, arXiv 1909.08053)."""
-    for axis in tensor_parallel_axes(p):
+    """Cut every axis of a matrix product's weight that no operator needs whole (Megatron, arXiv 1909.08053).
+
+    Raises:
+        PlanError: There is no such axis.
+    """
+    axes = tensor_parallel_axes(p)
+    if not axes:
+        raise PlanError(
+            f"the model {p.graph.name!r} has no weight of a matrix product that can be cut over {over!r}",
+            where=p.speaker,
+            remedy="use data parallelism, or a plan script with p.trans(operator, letter=...)",
+        )
+    for axis in axes:
         p.trans(axis, over)
 
 
 def tensor_parallel_axes(p: Planner) -> list[Axis]:
-    """Axes of weights in matrix products that every operator they run through can cut, at most one per operator."""
+    """Axes of matrix products' weights that all operators they run through can cut, one per operator."""
     batch = set(batch_axes(p.graph, p.axes))
     products = [operator for operator in p.graph.operators if KINDS[operator.kind].flops_per_point == 2]
     weights = {tensor.name for tensor in p.graph.stored()}
@@ -186,7 +202,11 @@ def tensor_parallel_axes(p: Planner) -> list[Axis]:
 
 
 def sequence_parallel(p: Planner, over: str = "tp") -> None:
-    """Cut the sequence wherever tensor parallelism does not cut (arXiv 2205.05198)."""
+    """Cut the sequence wherever tensor parallelism does not cut (arXiv 2205.05198).
+
+    Raises:
+        PlanError: No input has a second dim.
+    """
     cut = {axis.index for axis in tensor_parallel_axes(p)}
     carries = {
         operator.name: any(
@@ -196,6 +216,12 @@ def sequence_parallel(p: Planner, over: str = "tp") -> None:
     }
     busy = {operator.origin for operator in p.graph.operators if carries[operator.name]}
     sequence = [axis for name in p.graph.inputs for axis in p.axes.fine(name)[1:2]]
+    if not sequence:
+        raise PlanError(
+            f"the model {p.graph.name!r} has no sequence to cut: no input has a second dim",
+            where=p.speaker,
+            remedy="drop sp",
+        )
     for axis in dict.fromkeys(sequence):
         for operator in p.graph.operators:
             if operator.origin in busy or operator.phase is Phase.UPDATE:
@@ -206,30 +232,54 @@ def sequence_parallel(p: Planner, over: str = "tp") -> None:
 
 
 def optimizer_sharding(p: Planner, over: str = "dp") -> None:
-    """Cut every optimizer update (ZeRO stage 1, arXiv 1910.02054)."""
+    """Cut every optimizer update along the first axis of its parameter that comes out even (ZeRO-1).
+
+    A parameter without such an axis is updated whole on every device; `Plan.explain` says so.
+
+    Raises:
+        PlanError: No operator is placed on a mesh with the axis `over`.
+    """
+    home = next((mesh for mesh in p.places.values() if over in mesh.names), None)
+    if home is None:
+        raise PlanError(
+            f"there is no mesh axis {over!r} to cut the optimizer over",
+            where=p.speaker,
+            remedy=f"place operators on p.mesh(devices, {over}=2) first",
+        )
+    cuts: dict[int, list[Cut]] = {}
+    for cut in p.cuts:
+        cuts.setdefault(cut.axis.index, []).append(cut)
     for operator in p.graph.operators:
-        if operator.phase is Phase.UPDATE:
-            size = dict(p.places[operator.name].axes)[over] if operator.name in p.places else _size(p, over)
-            letter = next(
-                (name for name in p.axes.letters[operator.name] if _divides(p, operator, name, size)), None
-            )
-            if letter:
-                p.trans(operator, over, letter=letter)
+        mesh = p.places.get(operator.name, home)
+        if operator.phase is not Phase.UPDATE or over not in mesh.names:
+            continue
+        axis = _even_axis(p, operator, mesh, over, cuts)
+        if axis is None:
+            shape = list(p.graph.tensors[operator.reads[0]].shape)
+            reason = f"not cut over {over}: no dim of {shape} that {over} does not cut yet comes out even"
+            p.notes.setdefault(operator.name, []).append(reason)
+        else:
+            p.trans(axis, over, within=Selection(p.graph, p.axes, (operator,), operator.name))
 
 
-def _size(p: Planner, over: str) -> int:
-    return next(dict(mesh.axes)[over] for mesh in p.places.values())
-
-
-def _divides(p: Planner, operator: Operator, letter: str, size: int) -> bool:
-    """Whether the first axis of a letter can be cut evenly on top of what cuts it already."""
-    parts = p.axes.letters[operator.name][letter]
-    if not parts:
-        return False
-    meshes = list(p.places.values())
-    others = prod(
-        dict(meshes[0].axes).get(cut.over, 1)
-        for cut in p.cuts
-        if cut.axis == parts[0] and cut.operators is None
-    )
-    return parts[0].size % (size * others) == 0
+def _even_axis(
+    p: Planner, operator: Operator, mesh: Mesh, over: str, cuts: Mapping[int, list[Cut]]
+) -> Axis | None:
+    """The axis of a parameter that `over` cuts evenly, on top of other cuts; leading axes of dims first."""
+    dims = p.axes.dims[operator.reads[0]]
+    candidates = [dim[0] for dim in dims if dim] + [axis for dim in dims for axis in dim[1:]]
+    held = {
+        axis: {
+            cut.over
+            for cut in cuts.get(axis.index, ())
+            if cut.over in mesh.names and (cut.operators is None or operator.name in cut.operators)
+        }
+        for axis in candidates
+    }
+    if any(over in names for names in held.values()):
+        return None
+    for axis in candidates:
+        pieces = mesh.size(over) * prod(mesh.size(name) for name in held[axis])
+        if axis.size % pieces == 0 and letters_of(p.axes, operator, axis):
+            return axis
+    return None

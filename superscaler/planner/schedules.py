@@ -1,15 +1,18 @@
 """Schedules: in which order the tasks of a pipeline run on each stage; printed and parsed as a grid.
 
-A task is one phase of one micro-batch on one stage. A schedule lists, per stage, its forward and backward tasks
-in order; preparation runs before the first and the update after the last.
+A task is one phase of one micro-batch on one stage. A schedule lists, per stage, its forward and backward
+tasks in order; preparation runs before the first and the update after the last.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
 from superscaler.errors import PlanError
 from superscaler.ir.graph import Phase
+from superscaler.ir.source_line import user_line
+from superscaler.planner.order import Order
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -49,19 +52,32 @@ def parse_schedule(text: str, name: str = "custom") -> Schedule:
     """
     rows = []
     for stage, line in enumerate(filter(None, map(str.strip, text.splitlines()))):
-        _, _, body = line.rpartition(":")
-        try:
-            rows.append(tuple(Task(stage, Phase(word[0]), int(word[1:])) for word in body.split()))
-        except ValueError as error:
+        label, _, body = line.rpartition(":")
+        if label not in ("", f"stage {stage}"):
             raise PlanError(
-                f"the schedule's row {line!r} is not a list of tasks: {error}", remedy="write tasks as F0 B0"
-            ) from None
+                f"the schedule's row {stage} is headed {label!r}",
+                where=user_line(),
+                remedy=f"list the stages in order, from 'stage 0:'; this one is 'stage {stage}:'",
+            )
+        wrong = [word for word in body.split() if not re.fullmatch(r"[FB]\d+", word)]
+        if wrong:
+            raise PlanError(
+                f"the schedule's row {line!r} has {wrong[0]!r}, which is no task",
+                where=user_line(),
+                remedy="write tasks as F0 (forward of micro-batch 0) and B0 (its backward)",
+            )
+        rows.append(tuple(Task(stage, Phase(word[0]), int(word[1:])) for word in body.split()))
     micro_batches = 1 + max((task.micro_batch for row in rows for task in row), default=0)
     return Schedule(name, micro_batches, tuple(rows))
 
 
 def gpipe(micro_batches: int) -> ScheduleMaker:
-    """All forwards, then all backwards (GPipe, arXiv 1811.06965)."""
+    """All forwards, then all backwards (GPipe, arXiv 1811.06965).
+
+    Raises:
+        PlanError: There is not at least one micro-batch.
+    """
+    _check_count(micro_batches)
 
     def make(stages: int, training: bool) -> Schedule:
         def row(stage: int) -> Iterable[Task]:
@@ -75,7 +91,12 @@ def gpipe(micro_batches: int) -> ScheduleMaker:
 
 
 def one_f_one_b(micro_batches: int) -> ScheduleMaker:
-    """One forward, one backward in turn once the pipeline is full (PipeDream-flush, arXiv 2006.09503)."""
+    """One forward, one backward in turn once the pipeline is full (PipeDream-flush, arXiv 2006.09503).
+
+    Raises:
+        PlanError: There is not at least one micro-batch.
+    """
+    _check_count(micro_batches)
 
     def make(stages: int, training: bool) -> Schedule:
         if not training:
@@ -94,30 +115,58 @@ def one_f_one_b(micro_batches: int) -> ScheduleMaker:
     return make
 
 
+def _check_count(micro_batches: int) -> None:
+    if micro_batches < 1:
+        raise PlanError(
+            f"a schedule of {micro_batches} micro-batches",
+            where=user_line(),
+            remedy="use 1 or more micro-batches",
+        )
+
+
 NAMED: dict[str, Callable[[int], ScheduleMaker]] = {"gpipe": gpipe, "1f1b": one_f_one_b}
 """Schedules by the name a plan string uses."""
 
 
-def order_tasks(schedule: Schedule, before: Iterable[tuple[Task, Task]]) -> Schedule:
-    """Move tasks within their rows as little as the pairs (first, then) of one stage demand.
+def order_tasks(schedule: Schedule, orders: Iterable[Order[Task]]) -> Schedule:
+    """Move tasks within their rows as little as the orders demand.
 
     Raises:
-        PlanError: The pairs contradict each other.
+        PlanError: The orders contradict each other, name a task that is not there, or tasks of two stages.
     """
-    pairs = list(before)
+    orders = list(orders)
+    if not orders:
+        return schedule
+    for order in orders:
+        _check_order(schedule, order)
     rows = []
-    for row in schedule.rows:
-        here = [(first, then) for first, then in pairs if first in row and then in row]
+    for stage, row in enumerate(schedule.rows):
+        here = [order for order in orders if order.first.stage == stage]
         rows.append(_stable_order(row, here) if here else row)
-    return Schedule(
-        schedule.name if not pairs else f"{schedule.name} reordered", schedule.micro_batches, tuple(rows)
-    )
+    return Schedule(f"{schedule.name} reordered", schedule.micro_batches, tuple(rows))
 
 
-def _stable_order(row: tuple[Task, ...], pairs: list[tuple[Task, Task]]) -> tuple[Task, ...]:
+def _check_order(schedule: Schedule, order: Order[Task]) -> None:
+    for task in (order.first, order.then):
+        if not 0 <= task.stage < len(schedule.rows) or task not in schedule.rows[task.stage]:
+            raise PlanError(
+                f"the schedule {schedule.name!r} has no task {task} on stage {task.stage}",
+                where=order.where,
+                remedy=f"it has {len(schedule.rows)} stages, {schedule.micro_batches} micro-batches, from 0",
+            )
+    if order.first.stage != order.then.stage:
+        raise PlanError(
+            f"{order.first} of stage {order.first.stage} and {order.then} of stage {order.then.stage} share "
+            "no device: only data orders them",
+            where=order.where,
+            remedy="order two tasks of one stage",
+        )
+
+
+def _stable_order(row: tuple[Task, ...], orders: list[Order[Task]]) -> tuple[Task, ...]:
     sorter: TopologicalSorter[Task] = TopologicalSorter({task: set() for task in row})
-    for first, then in pairs:
-        sorter.add(then, first)
+    for order in orders:
+        sorter.add(order.then, order.first)
     for task in row:
         if task.phase is Phase.BACKWARD:
             forward = Task(task.stage, Phase.FORWARD, task.micro_batch)
@@ -126,10 +175,13 @@ def _stable_order(row: tuple[Task, ...], pairs: list[tuple[Task, Task]]) -> tupl
     try:
         sorter.prepare()
     except CycleError as error:
-        chain = " -> ".join(map(str, error.args[1]))
+        cycle = error.args[1]
+        lines = dict.fromkeys(order.where for order in orders if {order.first, order.then} <= {*cycle})
         raise PlanError(
-            f"the orders of stage {row[0].stage}'s tasks contradict each other: {chain}",
-            remedy="drop one of these p.order(...) calls",
+            f"the orders of stage {row[0].stage}'s tasks contradict each other or the data: "
+            + " before ".join(map(str, cycle)),
+            where=", ".join(filter(None, lines)),
+            remedy="drop one of these p.order(...) calls; a micro-batch's B runs after its F",
         ) from None
     ordered: list[Task] = []
     ready: list[Task] = []

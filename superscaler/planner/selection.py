@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axes, Axis
 from superscaler.ir.graph import Graph, Operator, Phase
+from superscaler.ir.source_line import user_line
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,27 @@ class Selection:
         return len(self.operators)
 
     def only(self, phase: str | Phase) -> "Selection":
-        """The operators of one phase: ``"F"``, ``"B"`` or ``"U"``."""
-        wanted = Phase(phase)
-        chosen = tuple(operator for operator in self.operators if operator.phase is wanted)
-        return Selection(self.graph, self.all_axes, chosen, f"{self.description} phase {wanted}")
+        """The operators of one phase: ``"F"``, ``"B"`` or ``"U"``.
+
+        Raises:
+            PlanError: There is no such phase, or no operator of it here.
+        """
+        chosen = tuple(operator for operator in self.operators if operator.phase == phase)
+        if not chosen:
+            phases = dict.fromkeys(operator.phase for operator in self.operators)
+            raise PlanError(
+                f"{self.description} has no operator of phase {str(phase)!r}",
+                where=user_line(),
+                remedy=f"its phases are {', '.join(phases)}",
+            )
+        return Selection(self.graph, self.all_axes, chosen, f"{self.description} phase {phase}")
 
     def axis(self, name: str) -> AxisSelection:
         """The axes of these operators called `name`.
 
-        Looked for first among the names of axes (``heads``, ``vocab``, ``batch``, ``h.0.mlp.up.out``), then among
-        the letters of the operators' rules (``n``: the columns of a linear), then as the last part of a name (``out``).
+        Looked for first among the names of axes (``heads``, ``vocab``, ``batch``, ``h.0.mlp.up.out``), then
+        among the letters of the operators' rules (``n``: the columns of a linear), then as the last part of a
+        name (``out``).
 
         Raises:
             PlanError: No operator here has such an axis.
@@ -61,7 +73,7 @@ class Selection:
             known = sorted({axis.name for axis in mine})
             raise PlanError(
                 f"{self.description} has no axis {name!r}",
-                where=self.operators[0].source if self.operators else "",
+                where=user_line(),
                 remedy=f"its axes are {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}",
             )
         return AxisSelection(tuple(dict.fromkeys(found)), f"{self.description} axis {name!r}")
@@ -84,22 +96,25 @@ class Selection:
         ]
 
 
-def select(graph: Graph, axes: Axes, pattern: str, phase: str | None = None) -> Selection:
+def select(graph: Graph, axes: Axes, pattern: str, phase: str | None = None, said_by: str = "") -> Selection:
     """Operators whose module path, or own name, matches a glob; ``h.3`` also takes what lies below it.
+
+    `said_by` is who asks: a line of a script, or a word of a plan string.
 
     Raises:
         PlanError: Nothing matches.
     """
-    chosen = tuple(
-        operator
-        for operator in graph.operators
-        if _matches(operator, pattern) and (phase is None or operator.phase == phase)
-    )
+    matching = tuple(operator for operator in graph.operators if _matches(operator, pattern))
+    chosen = tuple(operator for operator in matching if phase is None or operator.phase == phase)
     if not chosen:
         modules = sorted({re.sub(r"\.\d+(?=\.|$)", ".*", operator.module) for operator in graph.operators})
+        phases = ", ".join(dict.fromkeys(operator.phase for operator in matching))
         raise PlanError(
-            f"no operator matches {pattern!r}" + (f" in phase {phase}" if phase else ""),
-            remedy=f"module paths are {', '.join(filter(None, modules[:16]))}",
+            f"no operator matches {pattern!r}" + (f" in phase {phase!r}" if matching else ""),
+            where=said_by,
+            remedy=f"those that match are of the phases {phases}"
+            if matching
+            else f"module paths are {', '.join(filter(None, modules[:16]))}",
         )
     return Selection(graph, axes, chosen, f"selection {pattern!r}")
 
@@ -111,7 +126,7 @@ def _matches(operator: Operator, pattern: str) -> bool:
     )
 
 
-def split(graph: Graph, axes: Axes, pattern: str, count: int) -> tuple[Selection, ...]:
+def split(graph: Graph, axes: Axes, pattern: str, count: int, said_by: str = "") -> tuple[Selection, ...]:
     """The modules matching `pattern`, in order of use, as `count` runs of (nearly) equal number.
 
     Raises:
@@ -119,13 +134,15 @@ def split(graph: Graph, axes: Axes, pattern: str, count: int) -> tuple[Selection
     """
     depth = pattern.count(".") + 1
     modules = dict.fromkeys(
-        ".".join(operator.module.split(".")[:depth]) for operator in select(graph, axes, pattern)
+        ".".join(operator.module.split(".")[:depth])
+        for operator in select(graph, axes, pattern, said_by=said_by)
     )
-    names = [name for name in modules if fnmatchcase(name, pattern)]
-    if len(names) < count:
+    names = [name for name in modules if name and fnmatchcase(name, pattern)]
+    if not 1 <= count <= len(names):
         raise PlanError(
-            f"{len(names)} modules match {pattern!r}, which cannot make {count} parts",
-            remedy=f"ask for at most {len(names)} parts",
+            f"the {len(names)} modules that match {pattern!r} cannot make {count} parts",
+            where=said_by,
+            remedy=f"ask for 1 to {len(names)} parts",
         )
     runs = [names[len(names) * i // count : len(names) * (i + 1) // count] for i in range(count)]
     return tuple(_union(graph, axes, run) for run in runs)

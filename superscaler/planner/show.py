@@ -25,8 +25,9 @@ def _headline(plan: Plan) -> str:
     parameters = sum(tensor.num_elements for tensor in graph.of_role(Role.PARAMETER))
     batch = ", ".join(f"{name} {list(graph.tensors[name].shape)}" for name in graph.inputs)
     return (
-        f"plan {plan.name!r} for {graph.name}: {format_count(parameters)} parameters on {plan.num_devices} devices of "
-        f"{plan.cluster.name}\nbatch: {batch}, in {plan.schedule.micro_batches} micro-batch(es)"
+        f"plan {plan.name!r} for {graph.name}: {format_count(parameters)} parameters on "
+        f"{plan.num_devices} devices of {plan.cluster.name}\n"
+        f"batch: {batch}, in {plan.schedule.micro_batches} micro-batch(es)"
     )
 
 
@@ -35,13 +36,15 @@ def _stage(plan: Plan, number: int) -> str:
     placed = plan.placed
     here = [operator for operator in plan.graph.operators if placed.placements[operator.name].mesh == mesh]
     counts = Counter(placed.phases[operator.name] for operator in here)
+    phases = [f"{counts[phase]} {name}" for phase, name in _PHASE_NAMES.items() if counts[phase]]
+    modules = dict.fromkeys(operator.module for operator in here if operator.module)
     lines = [
         f"stage {number}: devices {mesh}",
-        f"  computes   {', '.join(compress_names(dict.fromkeys(operator.module for operator in here if operator.module)))}",
-        f"  operators  {', '.join(f'{counts[phase]} {_PHASE_NAMES[phase]}' for phase in Phase if counts[phase])}",
+        f"  computes   {', '.join(compress_names(modules))}",
+        f"  operators  {', '.join(phases)}",
         f"  holds      {format_count(_stored_elements(plan, number))} parameters per device",
     ]
-    for axis in mesh.names:
+    for axis in (name for name, size in mesh.axes if size > 1):
         lines.append(f"  {axis:<10} cuts {', '.join(axes_cut(plan, here, axis)) or 'nothing: replicas'}")
     return "\n".join(lines)
 
@@ -79,7 +82,7 @@ def _stored_elements(plan: Plan, stage: int) -> int:
 
 
 def format_communication(plan: Plan) -> str:
-    """Every kind of transfer: how often per step, over which axis, and how many bytes each device moves in all."""
+    """Every kind of transfer: how often per step, over which axis, and how many bytes each device moves."""
     rows: dict[tuple[str, str, str], list[int]] = {}
     for phase, transfer in plan.transfers:
         times = plan.schedule.micro_batches if phase in (Phase.FORWARD, Phase.BACKWARD) else 1
