@@ -1,4 +1,4 @@
-"""What ``torchrun train.py`` does: join the other ranks, load this rank's program, weights and data, and train."""
+"""What ``torchrun train.py`` does: join the other ranks, load this one's program, weights and data, and train."""
 
 import argparse
 import importlib.util
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from superscaler.errors import BuildError, SuperscalerError
 from superscaler.runtime.build import Build, StageProgram, read_build
@@ -62,10 +63,9 @@ def _run(folder: Path, options: argparse.Namespace) -> None:
         _train(build, module, p, state, batches, runtime, options, steps_seen)
     runtime.finish()
     if options.save:
-        meet = dist.barrier if build.world_size > 1 else _alone
         steps = steps_seen + options.steps
         save_weights(
-            options.save, build, rank, {**p, **state}, meet, step=steps, with_states=options.save_state
+            options.save, build, rank, {**p, **state}, _meet, step=steps, with_states=options.save_state
         )  # fmt: skip
     if build.world_size > 1:
         dist.destroy_process_group()
@@ -88,9 +88,8 @@ def _train(
         if step % options.log_every == 0 or step == options.steps:
             loss = float(losses[-1])
             seconds = (time.perf_counter() - since) / (step - last)
-            print(
-                f"step {step}/{options.steps}  loss {loss:.4f}  {tokens / seconds:.0f} tokens/s", flush=True
-            )  # noqa: T201
+            line = f"step {step}/{options.steps}  loss {loss:.4f}  {tokens / seconds:.0f} tokens/s"
+            print(line, flush=True)  # noqa: T201
             since, last = time.perf_counter(), step
     if is_reporter and options.losses:
         Path(options.losses).write_text(json.dumps([float(loss) for loss in losses]) + "\n")
@@ -131,7 +130,7 @@ def _device(backend: str) -> torch.device:
 def _join(build: Build, rank: int, backend: str, timeout: float) -> None:
     """Join the other ranks, once all turn out to run the same build with the same torch."""
     limit = timedelta(seconds=timeout)
-    store, rank, world_size = next(dist.rendezvous("env://", rank, build.world_size, timeout=limit))
+    store, rank, world_size = next(rendezvous("env://", rank, build.world_size, timeout=limit))
     store.set_timeout(limit)
     own = f"build {build.fingerprint[:16]}, torch {torch.__version__}"
     if rank == 0:
@@ -199,14 +198,16 @@ def _relative(path: Path) -> str:
     return os.path.relpath(path)
 
 
-def _alone() -> None:
-    """Meeting nobody takes no time."""
+def _meet() -> None:
+    """Return once every rank of the plan is here."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def _parser(folder: Path) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_relative(folder / "train.py"),
-        description="Train the model this folder was compiled from. Start it with torchrun, one process per device.",
+        description="Train the model this folder was compiled from. Start with torchrun, one process per device.",
     )
     add = parser.add_argument
     add("--steps", type=_positive, default=10, help="training steps to run (default 10)")
@@ -215,8 +216,8 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
         metavar="FILE",
         help="data set: .safetensors, one tensor per input (default: data.safetensors here)",
     )
-    add("--weights", metavar="PATH", help=".safetensors file or folder to start from (default: weights.safetensors "
-        "here, else the model's own initialisation); optimizer states in it are taken up too")  # fmt: skip
+    add("--weights", metavar="PATH", help=".safetensors file or folder to start from (default: weights.safetensors"
+        " here, else the model's own initialisation); optimizer states in it are taken up too")  # fmt: skip
     add("--seed", type=int, default=0, help="seed of the initialisation (default 0)")
     add(
         "--save",

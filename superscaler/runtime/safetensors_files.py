@@ -4,6 +4,7 @@ import ctypes
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from superscaler.errors import BuildError
 from superscaler.runtime.stored_tensor import Runs
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
@@ -56,7 +57,7 @@ class TensorFiles:
             self.metadata.update(handle.metadata() or {})
             for name in handle.keys():  # noqa: SIM118 (no dict)
                 part = handle.get_slice(name)
-                kind = part.get_dtype()
+                kind = str(part.get_dtype())
                 self.headers[name] = Header(tuple(part.get_shape()), DTYPES.get(kind, kind))
                 self._handles[name] = handle
 
@@ -96,7 +97,8 @@ def write_stream(
         assert isinstance(tensor.dtype, torch.dtype)
         size = prod(tensor.shape) * tensor.dtype.itemsize
         header[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + size],
+            "dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
         }  # fmt: skip
         offset += size
     text = json.dumps(header).encode()
@@ -134,7 +136,7 @@ def _count(runs: Iterable[tuple[int, int]]) -> int:
 def _is_worth_pieces(runs: Runs) -> bool:
     """Whether to read run by run, rather than all from the first to the last and then choose."""
     enclosing = runs[-1][1] - min(start for start, _ in runs)
-    is_ascending = all(a[1] <= b[0] for a, b in zip(runs, runs[1:], strict=False))
+    is_ascending = all(a[1] <= b[0] for a, b in pairwise(runs))
     return len(runs) > 1 and (not is_ascending or enclosing > 2 * _count(runs) or len(runs) <= 16)
 
 

@@ -56,8 +56,8 @@ def make_weights(build: Build, rank: int, device: torch.device, seed: int) -> di
         raise BuildError(f"no initial values for {_shown(missing)}", remedy="give them with --weights")
     return {
         t.name: initialise(
-            build.initialisers[t.name], t.region(rank), t.layout.sizes, t.local_shape(rank), t.dtype, device, seed,
-            t.name,
+            build.initialisers[t.name], t.region(rank), t.layout.sizes, t.local_shape(rank), t.dtype, device,
+            seed, t.name,
         )
         for t in build.stage_of(rank).with_role(*WEIGHTS)
     }  # fmt: skip

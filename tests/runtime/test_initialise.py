@@ -31,7 +31,9 @@ def test_normal_numbers_are_normal():
         [["normal_", 1.0, 2.0]], whole_region(10**6), (10**6,), (10**6,), torch.float64, CPU, 0, "w"
     )
     z = (values - 1) / 2
-    assert abs(z.mean()) < 0.005 and abs(z.var() - 1) < 0.01 and abs((z**4).mean() - 3) < 0.05
+    assert abs(z.mean()) < 0.005
+    assert abs(z.var() - 1) < 0.01
+    assert abs((z**4).mean() - 3) < 0.05
     below = [(z < x).double().mean().item() for x in (-2.0, -1.0, 0.0, 1.0, 2.0)]
     assert below == pytest.approx([0.02275, 0.15866, 0.5, 0.84134, 0.97725], abs=0.002)
 
@@ -47,7 +49,8 @@ def test_seeds_and_names_draw_apart():
         initialise([["normal_"]], whole_region(50), (50,), (50,), torch.float32, CPU, seed, name)
         for seed, name in ((0, "a"), (1, "a"), (0, "b"))
     ]
-    assert not torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
 
 
 def test_a_scalar_is_initialised():

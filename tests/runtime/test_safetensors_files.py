@@ -1,4 +1,4 @@
-"""Parts of tensors are read exactly, from one file or several; what is streamed out, safetensors reads back."""
+"""Parts of tensors are read exactly, from one file or several; what is streamed out reads back."""
 
 import json
 
@@ -53,8 +53,8 @@ def test_what_holds_no_tensors_is_refused(tmp_path, content):
 
 def test_a_stream_reads_back(tmp_path):
     tensors = {
-        "a": torch.randn(3, 4).t(), "b": torch.randn(5).bfloat16(), "c": torch.tensor(7), "d": torch.empty(0, 2),
-        "e": torch.tensor([True, False, True]),
+        "a": torch.randn(3, 4).t(), "b": torch.randn(5).bfloat16(), "c": torch.tensor(7),
+        "d": torch.empty(0, 2), "e": torch.tensor([True, False, True]),
     }  # fmt: skip
     headers = {name: Header(tuple(x.shape), x.dtype) for name, x in tensors.items()}
     write_stream(tmp_path / "x.safetensors", headers, tensors.__getitem__, {"step": "4"})

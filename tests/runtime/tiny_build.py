@@ -1,4 +1,4 @@
-"""A build folder written by hand: ``loss = mean((x @ w.T + b - y)**2)``, SGD with momentum, dp=2 and two micro-batches.
+"""A build folder written by hand: ``mean((x @ w.T + b - y)**2)``, SGD with momentum, two micro-batches.
 
 `w` is cut over dp as by ZeRO-3: gathered before use, its gradient reduce-scattered, its update local.
 """
@@ -35,7 +35,8 @@ def train_step(p, state, micro_batches, step, rt):
         db += ops.linear_bias_gradient(dy)
     dw = rt.reduce_scatter(dw, dp, 0)
     rt.all_reduce([db, loss], dp)
-    ops.sgd_([p["w"], p["b"]], [dw, db], [state["w/momentum"], state["b/momentum"]], step, lr=0.1, momentum=0.9)
+    buffers = [state["w/momentum"], state["b/momentum"]]
+    ops.sgd_([p["w"], p["b"]], [dw, db], buffers, step, lr=0.1, momentum=0.9)
     return {"loss": loss}
 """
 TRAIN = "from superscaler.runtime.launch import main\n\nmain(__file__)\n"

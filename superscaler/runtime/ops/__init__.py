@@ -1,4 +1,4 @@
-"""The operators generated programs call where torch has no single function: pure, device-neutral, no autograd."""
+"""Operators of generated programs where torch has no one function: pure, device-neutral, without autograd."""
 
 from superscaler.runtime.ops.attention import attention, attention_backward
 from superscaler.runtime.ops.cross_entropy import cross_entropy, cross_entropy_backward

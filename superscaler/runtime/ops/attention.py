@@ -99,16 +99,18 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) 
         return "cpu" if q.shape[-1] == v.shape[-1] and (bias is None or bias.dim() in (2, 4)) else "math"
     if q.device.type != "cuda" or q.dtype == torch.float64:
         return "math"
-    square = q.shape[2] == k.shape[2]
-    if q.dtype in _HALF and bias is None and q.shape[-1] == v.shape[-1] and q.shape[-1] <= 256:
-        if (
-            q.shape[-1] % 8 == 0
-            and (square or not causal)
-            and torch.cuda.get_device_capability(q.device) >= (8, 0)
-        ):
-            return "flash"
+    if q.dtype in _HALF and bias is None and _flash_takes(q, k, v, causal):
+        return "flash"
     aligned = 16 // q.element_size()
     return "efficient" if q.shape[-1] % aligned == 0 and v.shape[-1] % aligned == 0 else "math"
+
+
+def _flash_takes(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> bool:
+    width = q.shape[-1]
+    is_sized = width == v.shape[-1] and width <= 256 and width % 8 == 0
+    # where lengths differ, its causal mask ends at the last key, not at the diagonal
+    is_masked_alike = not causal or q.shape[2] == k.shape[2]
+    return is_sized and is_masked_alike and torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
 def _bias(mask: Tensor | None, q: Tensor) -> Tensor | None:
@@ -151,8 +153,8 @@ def _softmax(scores: Tensor, lse: Tensor) -> Tensor:
 
 
 def _math_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None, causal: bool,
-    scale: float,
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None,
+    causal: bool, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     scores, _ = _scores(q, k, bias, causal, scale)
     weights, dtype = _softmax(scores, lse.to(scores.dtype)), scores.dtype

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 _CHUNK_ELEMENTS = 262_144
-"""Rows are worked on in chunks of about this many logits on a CPU, so that every pass but one stays in cache."""
+"""Rows are worked on in chunks of about this many logits on a CPU, so that passes stay in cache."""
 
 
 def cross_entropy(logits: Tensor, target: Tensor, *, vocab_start: int = 0) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ def cross_entropy_backward(
         chunk = logits[rows] - lse[rows]
         gradient = torch.zeros_like(chunk).scatter_(1, columns[rows], -dlse[rows])
         out = dlogits[rows] if dlogits.dtype == dtype else chunk
-        torch._log_softmax_backward_data(gradient, chunk, 1, dtype, out=out)
+        torch.ops.aten._log_softmax_backward_data.out(gradient, chunk, 1, dtype, out=out)
         out.scatter_(1, columns[rows], at_target[rows])
         if out is chunk:
             dlogits[rows] = chunk

@@ -1,4 +1,4 @@
-"""The three gradients of ``y = x @ weight.T + bias``, one function each, so that a plan can place them apart."""
+"""The three gradients of ``y = x @ weight.T + bias``, one function each: a plan may place them apart."""
 
 from torch import Tensor
 

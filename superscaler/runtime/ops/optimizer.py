@@ -14,7 +14,7 @@ def adamw(
     p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: int | Tensor, *, lr: float, beta1: float, beta2: float,
     eps: float, weight_decay: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """One step of ``torch.optim.AdamW``: the new parameter, first moment and second moment, all of p's shape."""
+    """One step of ``torch.optim.AdamW``: the new parameter, first and second moment, all of p's shape."""
     step = int(step)
     m = torch.lerp(m, g, 1 - beta1)
     v = (v * beta2).addcmul_(g, g, value=1 - beta2)
@@ -25,14 +25,14 @@ def adamw(
 
 
 def adamw_(
-    ps: Sequence[Tensor], gs: Sequence[Tensor], ms: Sequence[Tensor], vs: Sequence[Tensor], step: int | Tensor, *,
-    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
+    ps: Sequence[Tensor], gs: Sequence[Tensor], ms: Sequence[Tensor], vs: Sequence[Tensor], step: int | Tensor,
+    *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
 ) -> None:  # fmt: skip
-    """One fused step of ``torch.optim.AdamW`` over lists, overwriting parameters `ps` and moments `ms`, `vs`."""
+    """One fused step of ``torch.optim.AdamW`` over lists; overwrites parameters `ps` and moments `ms`, `vs`."""
     for dtype, (p, g, m, v) in _by_dtype(ps, gs, ms, vs).items():
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         steps = [torch.tensor(float(step), dtype=wide, device=p[0].device)] * len(p)
-        torch._fused_adamw_(
+        torch.ops.aten._fused_adamw_(
             p, g, m, v, [], steps, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps,
             amsgrad=False, maximize=False,
         )  # fmt: skip
@@ -61,15 +61,15 @@ def sgd(
 
 
 def sgd_(
-    ps: Sequence[Tensor], gs: Sequence[Tensor], momentum_buffers: Sequence[Tensor] | None, step: int | Tensor, *,
-    lr: float, momentum: float = 0.0, weight_decay: float = 0.0,
+    ps: Sequence[Tensor], gs: Sequence[Tensor], momentum_buffers: Sequence[Tensor] | None, step: int | Tensor,
+    *, lr: float, momentum: float = 0.0, weight_decay: float = 0.0,
 ) -> None:  # fmt: skip
     """One fused step of ``torch.optim.SGD`` over lists, overwriting parameters and momentum buffers."""
     columns = (ps, gs) if momentum_buffers is None else (ps, gs, momentum_buffers)
     for p, g, *buffers in _by_dtype(*columns).values():
-        torch._fused_sgd_(
-            p, g, buffers[0] if buffers else [], weight_decay=weight_decay, momentum=momentum if buffers else 0.0,
-            lr=lr, dampening=0.0, nesterov=False, maximize=False, is_first_step=int(step) == 1,
+        torch.ops.aten._fused_sgd_(
+            p, g, buffers[0] if buffers else [], weight_decay=weight_decay, lr=lr,
+            momentum=momentum if buffers else 0.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=int(step) == 1,
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Attention and its gradient equal F.scaled_dot_product_attention under autograd, on every path of this device."""
+"""Attention and its gradient equal F.scaled_dot_product_attention under autograd, on every path."""
 
 import importlib
 import math
@@ -24,6 +24,8 @@ CASES = [
     (8, 8, 24, False, None),
     (8, 8, 24, True, None),
     (5, 9, 24, False, "bool"),
+    (5, 9, 16, False, "per key"),
+    (5, 9, 24, False, "per key"),
 ]
 
 
@@ -32,6 +34,8 @@ def make_mask(kind, s, t, dtype):
         return None
     if kind == "bool":
         return (torch.rand(s, t) > 0.3).index_fill_(1, torch.tensor([0]), True)
+    if kind == "per key":
+        return torch.randn(2, 1, 1, t, dtype=dtype)
     return torch.randn((2, 4, s, t) if kind == "per head" else (s, t), dtype=dtype)
 
 

@@ -1,4 +1,4 @@
-"""The two halves of cross entropy give F.cross_entropy and its gradient, whole and over pieces of the vocabulary."""
+"""The halves of cross entropy give F.cross_entropy and its gradient, whole and over pieces of the vocabulary."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_an_ignored_row_picks_nothing():
     logits = torch.randn(2, 4)
     target = torch.tensor([-100, 1])
     lse, picked = ops.cross_entropy(logits, target)
-    assert picked[0] == 0 and picked[1] == logits[1, 1]
+    assert picked.tolist() == [0, logits[1, 1].item()]
     gradient = ops.cross_entropy_backward(torch.zeros(2), torch.ones(2), logits, target, lse)
     assert gradient.tolist() == [[0, 0, 0, 0], [0, 1, 0, 0]]
 
@@ -52,7 +52,7 @@ def test_an_ignored_row_picks_nothing():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_sum_in_float32(dtype):
     logits, target = torch.randn(6, 300).to(dtype), torch.randint(300, (6,))
-    lse, picked = ops.cross_entropy(logits, target)
+    lse, _ = ops.cross_entropy(logits, target)
     torch.testing.assert_close(lse, logits.float().logsumexp(1))
     gradient = ops.cross_entropy_backward(torch.ones(6), -torch.ones(6), logits, target, lse)
     assert gradient.dtype == dtype
