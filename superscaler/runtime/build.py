@@ -108,7 +108,7 @@ def _read_plan(folder: Path) -> tuple[dict[str, Any], bytes]:
         )
     if plan["format"] != FORMAT:
         raise BuildError(
-            f"{path} has format {plan['format']}, written by superscaler {plan.get('superscaler', 'unknown')};"
+            f"{path} has format {plan['format']}, written by superscaler {plan.get('superscaler', '?')};"
             f" this superscaler reads format {FORMAT}",
             remedy="compile the build again with the installed version",
         )

@@ -230,8 +230,8 @@ class Runtime:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CommunicationError(
-                f"{operation} over {where} (ranks {format_devices(tuple(ranks))}) failed on rank {self.rank}: "
-                f"{reason}",
+                f"{operation} over {where} (ranks {format_devices(tuple(ranks))}) failed on rank {self.rank}"
+                f": {reason}",
                 remedy="look for the first error of another rank; where ranks are only slow, raise --timeout "
                 f"(now {self.timeout:g} seconds)",
             ) from error

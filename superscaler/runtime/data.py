@@ -13,7 +13,7 @@ from superscaler.runtime.stored_tensor import Runs, StoredTensor
 
 
 class Batches:
-    """The batches one rank sees: of step i the rows ``[i * B, (i + 1) * B)``, and after the last the first again.
+    """The batches one rank sees: of step i the rows ``[i * B, (i + 1) * B)``, then the first ones again.
 
     Args:
         path: The data set.
@@ -58,8 +58,8 @@ class Batches:
             found = headers[name]
             if found.dtype != dtype or found.shape[1:] != shape[1:] or (found.shape == ()) != (shape == ()):
                 raise BuildError(
-                    f"input {name!r} in {path} is {found.dtype} {list(found.shape)}, but the model was compiled "
-                    f"for {dtype} {['samples', *shape[1:]] if shape else []}",
+                    f"input {name!r} in {path} is {found.dtype} {list(found.shape)}, but the model was "
+                    f"compiled for {dtype} {['samples', *shape[1:]] if shape else []}",
                     remedy="write the data set as the model reads it, or compile the model for this data",
                 )
             if shape:

@@ -10,7 +10,7 @@ BUCKET_BYTES = 32 * 2**20
 
 
 def buckets(xs: Sequence[Tensor], limit: int = BUCKET_BYTES) -> Iterator[list[int]]:
-    """Indices of `xs` in groups of one dtype and at most `limit` bytes, or of one tensor; alike on every rank."""
+    """Indices of `xs` in groups of one dtype and at most `limit` bytes, or of one tensor."""
     open_buckets: dict[torch.dtype, tuple[list[int], int]] = {}
     for index, x in enumerate(xs):
         indices, size = open_buckets.get(x.dtype, ([], 0))

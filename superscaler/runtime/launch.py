@@ -1,4 +1,4 @@
-"""What ``torchrun train.py`` does: join the other ranks, load this one's program, weights and data, and train."""
+"""What ``torchrun train.py`` does: join the other ranks, load its program, weights and data, and train."""
 
 import argparse
 import importlib.util
@@ -207,7 +207,7 @@ def _meet() -> None:
 def _parser(folder: Path) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_relative(folder / "train.py"),
-        description="Train the model this folder was compiled from. Start with torchrun, one process per device.",
+        description="Train the model this folder was compiled from. Start it with torchrun.",
     )
     add = parser.add_argument
     add("--steps", type=_positive, default=10, help="training steps to run (default 10)")
@@ -216,8 +216,8 @@ def _parser(folder: Path) -> argparse.ArgumentParser:
         metavar="FILE",
         help="data set: .safetensors, one tensor per input (default: data.safetensors here)",
     )
-    add("--weights", metavar="PATH", help=".safetensors file or folder to start from (default: weights.safetensors"
-        " here, else the model's own initialisation); optimizer states in it are taken up too")  # fmt: skip
+    add("--weights", metavar="PATH", help=".safetensors file or folder to start from (default: that of the"
+        " build, else the model's own initialisation); optimizer states in it are taken up too")  # fmt: skip
     add("--seed", type=int, default=0, help="seed of the initialisation (default 0)")
     add(
         "--save",

@@ -1,4 +1,4 @@
-"""The counter-based generator is splitmix64, well distributed, and counts elements as the whole tensor does."""
+"""The counter-based generator is splitmix64, well distributed, and counts elements as the whole does."""
 
 import torch
 

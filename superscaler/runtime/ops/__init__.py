@@ -4,6 +4,7 @@ from superscaler.runtime.ops.attention import attention, attention_backward
 from superscaler.runtime.ops.cross_entropy import cross_entropy, cross_entropy_backward
 from superscaler.runtime.ops.dropout import dropout, dropout_backward
 from superscaler.runtime.ops.embedding import embedding, embedding_backward
+from superscaler.runtime.ops.layer_norm import layer_norm_backward
 from superscaler.runtime.ops.linear import linear_bias_gradient, linear_input_gradient, linear_weight_gradient
 from superscaler.runtime.ops.optimizer import adamw, adamw_, sgd, sgd_
 
@@ -18,6 +19,7 @@ __all__ = [
     "dropout_backward",
     "embedding",
     "embedding_backward",
+    "layer_norm_backward",
     "linear_bias_gradient",
     "linear_input_gradient",
     "linear_weight_gradient",

@@ -25,10 +25,10 @@ def adamw(
 
 
 def adamw_(
-    ps: Sequence[Tensor], gs: Sequence[Tensor], ms: Sequence[Tensor], vs: Sequence[Tensor], step: int | Tensor,
-    *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
+    ps: Sequence[Tensor], gs: Sequence[Tensor], ms: Sequence[Tensor], vs: Sequence[Tensor],
+    step: int | Tensor, *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
 ) -> None:  # fmt: skip
-    """One fused step of ``torch.optim.AdamW`` over lists; overwrites parameters `ps` and moments `ms`, `vs`."""
+    """One fused step of ``torch.optim.AdamW`` over lists; overwrites `ps` and the moments `ms`, `vs`."""
     for dtype, (p, g, m, v) in _by_dtype(ps, gs, ms, vs).items():
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         steps = [torch.tensor(float(step), dtype=wide, device=p[0].device)] * len(p)
@@ -69,7 +69,8 @@ def sgd_(
     for p, g, *buffers in _by_dtype(*columns).values():
         torch.ops.aten._fused_sgd_(
             p, g, buffers[0] if buffers else [], weight_decay=weight_decay, lr=lr,
-            momentum=momentum if buffers else 0.0, dampening=0.0, nesterov=False, maximize=False, is_first_step=int(step) == 1,
+            momentum=momentum if buffers else 0.0, dampening=0.0, nesterov=False, maximize=False,
+            is_first_step=int(step) == 1,
         )  # fmt: skip
 
 

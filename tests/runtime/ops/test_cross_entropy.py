@@ -1,4 +1,4 @@
-"""The halves of cross entropy give F.cross_entropy and its gradient, whole and over pieces of the vocabulary."""
+"""The halves of cross entropy give F.cross_entropy and its gradient, also over pieces of the vocabulary."""
 
 import pytest
 import torch

@@ -51,3 +51,11 @@ def test_the_extremes_keep_and_drop_everything():
     x = torch.randn(7)
     assert torch.equal(ops.dropout(x, 0, p=0.0, key="k"), x)
     assert torch.equal(ops.dropout(x, 0, p=1.0, key="k"), torch.zeros(7))
+
+
+def test_a_dim_cut_inside_drops_what_the_whole_drops():
+    x = torch.randn(5, 3 * 4 * 2, dtype=torch.float64)
+    whole = dropout(x, 3, p=0.5, key=1)
+    inner = x.view(5, 3, 4, 2)[:, :, 1:3].reshape(5, -1)
+    piece = dropout(inner, 3, p=0.5, key=1, starts=(0, 0, 1, 0), local=(5, 3, 2, 2), whole=(5, 3, 4, 2))
+    assert torch.equal(piece, whole.view(5, 3, 4, 2)[:, :, 1:3].reshape(5, -1))
