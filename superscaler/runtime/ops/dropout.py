@@ -6,7 +6,6 @@ makes the mask again instead of keeping it.
 
 from collections.abc import Sequence
 from math import prod
-from math import prod
 
 import torch
 from torch import Tensor
