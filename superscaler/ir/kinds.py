@@ -105,7 +105,7 @@ KINDS: dict[str, Kind] = {
     "aten.addmm": Kind("+n, m k, k n -> m n", "torch.addmm", flops_per_point=2),
     # normalisation and rows
     "aten.native_layer_norm": Kind(layer_norm, "torch.native_layer_norm", ("", "mean", "rstd"), flops_per_point=8),
-    "aten.native_layer_norm_backward": Kind(layer_norm_backward, "torch.ops.aten.native_layer_norm_backward", ("dx", "dweight", "dbias"), flops_per_point=12),
+    "aten.native_layer_norm_backward": Kind(layer_norm_backward, "ops.layer_norm_backward", ("dx", "dweight", "dbias"), flops_per_point=12),
     "aten._softmax": Kind(keep_dim_whole, "torch.ops.aten._softmax", flops_per_point=5),
     "aten._softmax_backward_data": Kind(keep_dim_whole, "torch.ops.aten._softmax_backward_data", flops_per_point=5),
     "aten._log_softmax": Kind(keep_dim_whole, "torch.ops.aten._log_softmax", flops_per_point=5),

@@ -55,7 +55,7 @@ def test_the_extremes_keep_and_drop_everything():
 
 def test_a_dim_cut_inside_drops_what_the_whole_drops():
     x = torch.randn(5, 3 * 4 * 2, dtype=torch.float64)
-    whole = dropout(x, 3, p=0.5, key=1)
+    whole = ops.dropout(x, 3, p=0.5, key=1)
     inner = x.view(5, 3, 4, 2)[:, :, 1:3].reshape(5, -1)
-    piece = dropout(inner, 3, p=0.5, key=1, starts=(0, 0, 1, 0), local=(5, 3, 2, 2), whole=(5, 3, 4, 2))
+    piece = ops.dropout(inner, 3, p=0.5, key=1, starts=(0, 0, 1, 0), local=(5, 3, 2, 2), whole=(5, 3, 4, 2))
     assert torch.equal(piece, whole.view(5, 3, 4, 2)[:, :, 1:3].reshape(5, -1))
