@@ -13,8 +13,8 @@ Step = Sequence[str | float]
 """The name of an in-place method of a tensor, and its arguments: ``["normal_", 0.0, 0.02]``."""
 
 POINTWISE = frozenset(
-    {"abs_", "add_", "clamp_", "copysign_", "cos_", "div_", "erf_", "erfinv_", "exp_", "fill_", "log_", "mul_",
-     "neg_", "pow_", "reciprocal_", "rsqrt_", "sigmoid_", "sin_", "sqrt_", "square_", "sub_", "tanh_",
+    {"abs_", "add_", "clamp_", "copysign_", "cos_", "div_", "erf_", "erfinv_", "exp_", "fill_", "log_",
+     "mul_", "neg_", "pow_", "reciprocal_", "rsqrt_", "sigmoid_", "sin_", "sqrt_", "square_", "sub_", "tanh_",
      "zero_"}
 )  # fmt: skip
 """What may follow the first step: methods that look at one element at a time."""
