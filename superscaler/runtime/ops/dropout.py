@@ -31,8 +31,8 @@ def dropout(
         p: Probability that an element is dropped, in [0, 1].
         key: Names the dropout: two with different keys drop independently.
         starts: Index in the whole tensor of the local box's first element, per dim; None: all 0.
-        local: Shape of the local box, with as many elements as `x`; None: the shape of `x`. It has more dims than `x`
-            where a dim of the whole tensor is cut inside, as in ``[3, heads, 64]``.
+        local: Shape of the local box, with as many elements as `x`; None: the shape of `x`. It has more dims
+            than `x` where a dim of the whole tensor is cut inside, as in ``[3, heads, 64]``.
         whole: Shape of the whole tensor, in as many dims as the box; None: `x` is whole.
     """
     if p == 0.0 or x.numel() == 0:
@@ -42,7 +42,8 @@ def dropout(
     box = tuple(x.shape) if local is None else tuple(local)
     whole = box if whole is None else tuple(whole)
     starts = (0,) * len(box) if starts is None else tuple(starts)
-    assert len(whole) == len(starts) == len(box) and prod(box) == x.numel(), (whole, starts, box, x.shape)
+    assert len(whole) == len(starts) == len(box), (whole, starts, box)
+    assert prod(box) == x.numel(), (box, x.shape)
     seed = seed_of(int(step), key)
     threshold = round(p * 2**64) - 2**63
     out = torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -22,8 +22,8 @@ def layer_norm_backward(
         dy: Gradient of the result, [*b d].
         x: Input of the forward, [*b d].
         normalized_shape: The sizes of d.
-        mean, rstd: Statistics of the forward, [*b 1]. The CPU kernel of torch reads them as if they were contiguous,
-            which a piece cut along a middle dim is not.
+        mean, rstd: Statistics of the forward, [*b 1]. The CPU kernel of torch reads them as if they were
+            contiguous, which a piece cut along a middle dim is not.
         weight, bias: Of the normalisation, [d], or None.
         wanted: Which of the three gradients to compute; the others come out as None.
     """

@@ -17,6 +17,15 @@ def test_pieces_equal_the_whole(dtype):
     assert torch.equal(piece, whole[..., 4:7])
 
 
+def test_a_cut_inside_a_viewed_dim_drops_the_same():
+    x = torch.randn(4, 3 * 6 * 2)
+    whole = ops.dropout(x, 3, p=0.3, key=1)
+    heads = x.view(4, 3, 6, 2)[:, :, 2:4]
+    box = {"starts": (0, 0, 2, 0), "local": (4, 3, 2, 2), "whole": (4, 3, 6, 2)}
+    piece = ops.dropout(heads.reshape(4, 12), 3, p=0.3, key=1, **box)
+    assert torch.equal(piece, whole.view(4, 3, 6, 2)[:, :, 2:4].reshape(4, 12))
+
+
 def test_a_row_longer_than_a_chunk_drops_the_same_in_pieces():
     x = torch.ones(3, 100_000)
     whole = ops.dropout(x, 1, p=0.5, key="k")
