@@ -23,7 +23,8 @@ from superscaler.planner.plan import Plan
 class Comparison:
     """Largest differences between a plan and one device, each relative to the tensor's largest element."""
 
-    outputs: float
+    loss: float
+    """The loss; for inference the outputs."""
     gradients: float
     parameters: float
     """Parameters, buffers and optimizer states after every step."""
@@ -38,11 +39,11 @@ class Comparison:
     @property
     def largest(self) -> float:
         """The largest of all differences."""
-        return max(self.outputs, self.gradients, self.parameters, self.replicas)
+        return max(self.loss, self.gradients, self.parameters, self.replicas)
 
     def __str__(self) -> str:
         """Print one line per kind of value."""
-        rows = ("outputs", "gradients", "parameters", "replicas")
+        rows = ("loss", "gradients", "parameters", "replicas")
         lines = [f"  {row:<10} {getattr(self, row):.2e}" for row in rows]
         return "\n".join(
             [
@@ -86,7 +87,7 @@ def compare_programs_with_eager(
         operator.kind == "dropout" and operator.keyword("p", 0.0) for operator in graph.operators
     )
     reference = _Interpreted(graph, state) if has_dropout else _Eager(graph, model, loss)
-    kinds: dict[str, list[tuple[float, str]]] = {"outputs": [], "gradients": [], "parameters": []}
+    kinds: dict[str, list[tuple[float, str]]] = {"loss": [], "gradients": [], "parameters": []}
     replicas = 0.0
     for step in range(1, steps + 1):
         result = run_step(programs, state, batch, step, set(graph.gradients.values()))
@@ -94,7 +95,7 @@ def compare_programs_with_eager(
         state = result.state
         replicas = max(replicas, result.difference)
         ours = {
-            "outputs": result.outputs,
+            "loss": result.outputs,
             "gradients": {name: result.watched[tensor] for name, tensor in graph.gradients.items()},
             "parameters": result.state,
         }
@@ -103,7 +104,7 @@ def compare_programs_with_eager(
                 kinds[kind].append((relative_difference(values[name], value), f"{name} in step {step}"))
     most = {kind: max(found, default=(0.0, "nothing")) for kind, found in kinds.items()}
     return Comparison(
-        most["outputs"][0],
+        most["loss"][0],
         most["gradients"][0],
         most["parameters"][0],
         replicas,
@@ -163,7 +164,7 @@ class _Eager:
                 leaves = pytree.tree_leaves(self.model(*call.args, **call.kwargs))
             outputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             return {
-                "outputs": dict(zip(self.graph.outputs, outputs, strict=True)),
+                "loss": dict(zip(self.graph.outputs, outputs, strict=True)),
                 "gradients": {},
                 "parameters": {},
             }
@@ -181,7 +182,7 @@ class _Eager:
                 if f"{name}/{key}" in self.graph.tensors and isinstance(value, Tensor):
                     state[f"{name}/{key}"] = value.clone()
         return {
-            "outputs": {self.graph.outputs[0]: target.detach()},
+            "loss": {self.graph.outputs[0]: target.detach()},
             "gradients": gradients,
             "parameters": state,
         }
@@ -199,7 +200,7 @@ class _Interpreted:
         results = interpret(self.graph, {**self.state, **batch, "step": step})
         self.state.update({name: results[fresh] for name, fresh in self.graph.updates.items()})
         return {
-            "outputs": {name: results[name] for name in self.graph.outputs},
+            "loss": {name: results[name] for name in self.graph.outputs},
             "gradients": {name: results[tensor] for name, tensor in self.graph.gradients.items()},
             "parameters": dict(self.state),
         }

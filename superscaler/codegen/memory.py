@@ -1,7 +1,7 @@
 """Memory: values are freed after their last use, and the largest memory a stage's program ever holds is known."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -57,7 +57,7 @@ def free_values(program: Program) -> Program:
 
 
 def _with_frees(
-    phase: Phase, body: list[Instruction], freed: Mapping[tuple[Phase, int], list[str]]
+    phase: Phase, body: Sequence[Instruction], freed: Mapping[tuple[Phase, int], list[str]]
 ) -> tuple[Instruction, ...]:
     result: list[Instruction] = []
     if (phase, -1) in freed:

@@ -103,6 +103,14 @@ def _run_bodies(stages: Sequence["_Stage"], phase: Phase) -> None:
         stages[number].fault(
             "waits for what no other stage sends in this phase", remedy="a task or stage may be missing"
         )
+    for name, meeting in meetings.items():
+        if any(
+            instruction.step.after.mesh not in {stages[i].program.mesh for i in meeting}
+            for instruction, _ in meeting.values()
+        ):
+            raise VerificationError(
+                f"the exchange {name!r} of phase {phase} is sent but never received", remedy=_BY_LOWERING
+            )
     for (sender, receiver), queue in channels.items():
         if queue:
             raise VerificationError(
@@ -156,18 +164,19 @@ class _Stage:
     ) -> Generator[bool, None, None]:
         """Execute one body; yields False where it must wait for another stage, else True."""
         self.phase = phase
-        for self.index, instruction in enumerate(self.program.bodies[phase]):
+        for index, instruction in enumerate(self.program.bodies[phase]):
+            self.index = index
             match instruction:
                 case Send():
                     channels.setdefault((self.program.stage, instruction.stage), deque()).append(
                         self._send(instruction)
                     )
-                    self._note("send", (instruction.stage,), instruction.read)
+                    self._note("send", instruction.stage, instruction.read)
                 case Receive():
                     queue = channels.setdefault((instruction.stage, self.program.stage), deque())
                     while not queue:
                         yield False
-                    self._note("receive", (instruction.stage,), instruction.write)
+                    self._note("receive", instruction.stage, instruction.write)
                     self._write(instruction.write, queue.popleft())
                 case Exchange():
                     yield from self._exchange(instruction, meetings.setdefault(instruction.name, {}))
@@ -408,9 +417,10 @@ class _Stage:
         self, instruction: Exchange, meeting: dict[int, tuple[Exchange, Held | None]]
     ) -> Generator[bool, None, None]:
         step, stage = instruction.step, self.program.stage
-        parties = {p.stage for p in self.programs if p.mesh in (step.before.mesh, step.after.mesh)}
+        giver = next((p.stage for p in self.programs if p.mesh == step.before.mesh), -1)
+        taker = next((p.stage for p in self.programs if p.mesh == step.after.mesh), -1)
         gives, takes = self.program.mesh == step.before.mesh, self.program.mesh == step.after.mesh
-        if (gives, takes) != (bool(instruction.read), bool(instruction.write)) or stage not in parties:
+        if (gives, takes) != (bool(instruction.read), bool(instruction.write)) or min(giver, taker) < 0:
             self.fault(f"takes part in an exchange from {step.before.mesh} to {step.after.mesh}")
         if stage in meeting:
             self.fault(f"takes part in the exchange {instruction.name!r} twice")
@@ -420,20 +430,24 @@ class _Stage:
                 f"the exchange takes {spell(plain(step.before))}\n  but {instruction.read!r} is {held}"
             )
         meeting[stage] = instruction, held
-        self._note("exchange", tuple(sorted(parties)), instruction.name)
-        while set(meeting) != parties:
+        if gives and not takes:
+            self._note("send", taker, instruction.name, channel=instruction.name)
+        if not takes:
+            return
+        while giver not in meeting:
             yield False
-        if any(other.step != step for other, _ in meeting.values()):
+        if giver != stage:
+            self._note("receive", giver, instruction.name, channel=instruction.name)
+        other, source = meeting[giver]
+        if other.step != step or source is None:
             self.fault("the stages disagree about the exchange")
-        if takes:
-            (source,) = [given for _, given in meeting.values() if given is not None]
-            if step.kind is not StepKind.EXCHANGE or not exchange_fits(source.layout, plain(step.after)):
-                self.fault(f"no exchange makes {spell(plain(step.after))} of {source}")
-            verify_exchange(step, exchange_moves(step))
-            self._write(instruction.write, Held(source.tensor, plain(step.after)))
+        if step.kind is not StepKind.EXCHANGE or not exchange_fits(source.layout, plain(step.after)):
+            self.fault(f"no exchange makes {spell(plain(step.after))} of {source}")
+        verify_exchange(step, exchange_moves(step))
+        self._write(instruction.write, Held(source.tensor, plain(step.after)))
 
-    def _note(self, kind: str, stages: tuple[int, ...], name: str) -> None:
-        self.messages.setdefault(self.phase, []).append(Message(kind, stages, name))
+    def _note(self, kind: str, stage: int, name: str, channel: str = "") -> None:
+        self.messages.setdefault(self.phase, []).append(Message(kind, stage, name, channel))
 
 
 def _same_keywords(instruction: Compute, expected: object) -> bool:

@@ -10,7 +10,7 @@ from superscaler.ir.graph import Operator, Phase
 from superscaler.ir.kinds import KINDS, is_linear
 from superscaler.ir.layout import Extent, Layout, even_pieces
 from superscaler.ir.mesh import TIME
-from superscaler.ir.rules import Term
+from superscaler.ir.rules import Rule, Term
 from superscaler.planner.placement import PlacedGraph, Placement
 
 
@@ -59,11 +59,21 @@ def _layout_fault(placed: PlacedGraph, operator: Operator, placement: Placement)
         present = {axis for cut in layout.cuts for axis in cut}
         if present != set(_wide(placement, wanted)):
             return f"is cut over {sorted(wanted)} along the letters of {name!r}, whose layout is cut over {sorted(present)}"
+        summed = set(_wide(placement, _summed(rule, placement, term))) if not written else set(layout.partial)
+        if summed != set(layout.partial):
+            return f"reads {name!r} as summands over {layout.partial}, not {sorted(summed)}"
         if written and present | set(layout.partial) != used:
             return f"is cut over {sorted(used)}, but writes {name!r} cut over {sorted(present)} and summed over {layout.partial}"
         if written and layout.partial and layout.reducer != term.reducer:
             return f"writes {name!r} to be combined by {layout.reducer}, not {term.reducer}"
     return ""
+
+
+def _summed(rule: Rule, placement: Placement, term: Term) -> list[str]:
+    """The mesh axes over which a read tensor must be summands."""
+    result = rule.writes[0].letters
+    contracted = [axis for (letter, _), cut in placement.cuts for axis in cut if letter not in result]
+    return [*placement.values, *(contracted if term.additive else ())]
 
 
 def _wide(placement: Placement, names: Any) -> list[str]:

@@ -12,13 +12,16 @@ from superscaler.planner.schedules import Task
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One point of a body where stages meet: ``send``, ``receive``, or ``exchange``."""
+    """One point of a body where a stage sends to another or receives from it."""
 
     kind: str
-    stages: tuple[int, ...]
-    """The other stage; for an exchange all that take part."""
+    """``send`` or ``receive``."""
+    stage: int
+    """The other stage."""
     name: str
     """The value, or the exchange's name."""
+    channel: str = ""
+    """Messages of one exchange keep their order among themselves; all others among each other."""
 
 
 Messages = Mapping[Phase, Sequence[Message]]
@@ -58,7 +61,7 @@ def verify_tasks(programs: Sequence[Program], micro_batches: int, is_training: b
 
 
 def verify_messages(programs: Sequence[Program], messages: Sequence[Messages]) -> None:
-    """Run the schedule on message lists: sends do not wait, receives and exchanges do, messages keep their order.
+    """Run the schedule on message lists: sends do not wait, receives do, messages keep their order.
 
     Args:
         programs: One per stage.
@@ -84,8 +87,7 @@ class _Stage:
 class _Simulation:
     programs: Sequence[Program]
     messages: Sequence[Messages]
-    channels: dict[tuple[int, int], deque[tuple[Phase, int, str, int]]] = field(default_factory=dict)
-    arrived: dict[tuple[str, Phase, int], set[int]] = field(default_factory=dict)
+    channels: dict[tuple[str, int, int], deque[tuple[Phase, int, str, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.stages = [
@@ -119,18 +121,13 @@ class _Simulation:
             return True
         message = body[stage.message]
         if message.kind == "send":
-            queue = self.channels.setdefault((number, message.stages[0]), deque())
+            queue = self.channels.setdefault((message.channel, number, message.stage), deque())
             queue.append((phase, micro_batch, message.name, stage.time + 1))
-        elif message.kind == "receive":
-            queue = self.channels.get((message.stages[0], number))
+        else:
+            queue = self.channels.get((message.channel, message.stage, number))
             if not queue:
                 return False
             self._take(number, message, queue.popleft(), (phase, micro_batch))
-        else:
-            here = self.arrived.setdefault((message.name, phase, micro_batch), set())
-            here.add(number)
-            if here != set(message.stages):
-                return False
         stage.message += 1
         return True
 
@@ -140,7 +137,7 @@ class _Simulation:
         phase, micro_batch, name, time = found
         stage = self.stages[number]
         if (phase, micro_batch) != task:
-            sender = message.stages[0]
+            sender = message.stage
             fault = f"receives {message.name!r} in {_task_name(*task)}, but the next message is {name!r} of {_task_name(phase, micro_batch)}"
             raise VerificationError(
                 f"stage {number} {fault} of stage {sender}:\n" + self._grid({number: fault}),
@@ -153,11 +150,8 @@ class _Simulation:
         for number, stage in waiting.items():
             phase, micro_batch = stage.tasks[stage.task]
             message = self.messages[number][phase][stage.message]
-            others = ", ".join(str(other) for other in message.stages if other != number)
-            what = "exchange" if message.kind == "exchange" else "receive"
-            faults[number] = (
-                f"{_task_name(phase, micro_batch)} waits to {what} {message.name!r} with stage {others}"
-            )
+            task = _task_name(phase, micro_batch)
+            faults[number] = f"{task} waits to receive {message.name!r} from stage {message.stage}"
         return VerificationError(
             "deadlock: the stages wait for each other:\n" + self._grid(faults),
             remedy="move the tasks marked, or the tasks they wait for, so that senders come first",

@@ -1,8 +1,7 @@
 """The virtual cluster: the programs of all stages, executed for all devices in one process.
 
 Every device is a generator with tensors of its own. It pauses where a real rank would wait: in a collective until
-the whole group is there, in a receive until the message is there, in an exchange until all that take part are there.
-Sends never wait, and messages between two devices keep their order. If nobody can go on, that is a deadlock.
+the whole group is there, in a receive or an exchange until what it wants is there. Sends never wait, and messages between two devices keep their order. If nobody can go on, that is a deadlock.
 """
 
 from collections import deque
@@ -42,10 +41,10 @@ from superscaler.codegen.program import (
 from superscaler.errors import VerificationError
 from superscaler.ir.graph import Operator, Phase
 from superscaler.ir.interpret import run_operator
-from superscaler.ir.layout import Extent
-from superscaler.ir.mesh import TIME
+from superscaler.ir.layout import Extent, Layout
+from superscaler.ir.mesh import TIME, Mesh
 from superscaler.ir.tensor import Role
-from superscaler.planner.exchange import Move, exchange_moves
+from superscaler.planner.exchange import exchange_moves
 from superscaler.planner.steps import StepKind, space_partial
 
 
@@ -102,11 +101,11 @@ class _Meeting:
 class _Delivery:
     """A device waits for the next message of another."""
 
-    sender: "Partner"
+    channel: "Channel"
 
 
-Partner = tuple[int, int]
-"""(stage, number of the device in the stage's mesh)."""
+Channel = tuple[str, int, int]
+"""(name of the exchange, or empty; sending device; receiving device)."""
 _Wait = _Meeting | _Delivery
 
 
@@ -118,7 +117,9 @@ class _Device:
     number: int
     step: int
     watch: frozenset[str]
-    outbox: "Callable[[int, Partner, Tensor], None]"
+    meshes: Sequence[Mesh]
+    """Of all stages."""
+    outbox: Callable[[Channel, Any], None]
     coordinates: dict[str, int] = field(init=False)
     whole: dict[str, Tensor] = field(default_factory=dict)
     """Values that live for the whole step."""
@@ -180,11 +181,13 @@ class _Device:
                     instruction.write, value if here[instruction.step.axis] == 0 else torch.zeros_like(value)
                 )
             case Send():
-                self.outbox(self.number, self._partner(instruction.stage), read(instruction.read))
+                self.outbox(("", self.number, self._partner(instruction.stage)), read(instruction.read))
             case Receive():
-                write(instruction.write, (yield _Delivery(self._partner(instruction.stage))))
+                write(
+                    instruction.write, (yield _Delivery(("", self._partner(instruction.stage), self.number)))
+                )
             case Exchange():
-                yield from self._exchange(instruction, phase, micro_batch, read, write)
+                yield from self._exchange(instruction, micro_batch, read, write)
             case Keep():
                 value = read(instruction.read)
                 before = self.whole.get(instruction.write) if instruction.add else None
@@ -278,8 +281,15 @@ class _Device:
 
     # communication
 
-    def _partner(self, stage: int) -> Partner:
-        return stage, self.program.mesh.devices.index(self.number)
+    def _partner(self, stage: int) -> int:
+        """The device at this one's place in another stage."""
+        index = self.program.mesh.devices.index(self.number)
+        devices = self.meshes[stage].devices if 0 <= stage < len(self.meshes) else ()
+        if index >= len(devices):
+            raise VerificationError(
+                f"device {self.number} has no partner in stage {stage}, in {self.position}"
+            )
+        return devices[index]
 
     def _collective(self, instruction: Collective, value: Tensor) -> _Meeting:
         members = self.program.mesh.group(instruction.step.axis, self.number)
@@ -299,25 +309,42 @@ class _Device:
     def _exchange(
         self,
         instruction: Exchange,
-        phase: Phase,
         micro_batch: int,
         read: Callable[[str], Tensor],
         write: Callable[[str, Tensor], None],
     ) -> Generator[_Wait, Any, None]:
-        moves = exchange_moves(instruction.step, micro_batch)
-        members = tuple(sorted({device for move in moves for device in (move.source, move.target)}))
-        value = read(instruction.read) if instruction.read else None
-        if self.number not in members:
+        """Send every box this device holds, then wait for those it wants."""
+        step = instruction.step
+        moves = exchange_moves(step, micro_batch)
+        value = None
+        if instruction.read:
+            value = read(instruction.read).reshape(_fine_shape(step.before, self.number, micro_batch))
+        for move in moves:
+            if move.source == self.number:
+                assert value is not None, "nothing to send"
+                box = value[tuple(slice(*part) for part in move.source_box)]
+                self.outbox((instruction.name, move.source, move.target), box)
+        if not instruction.write:
             return
+        is_sum = bool(space_partial(step.before)) and not space_partial(step.after)
+        declared = self.program.values[instruction.write]
+        target = torch.zeros(
+            _fine_shape(step.after, self.number, micro_batch), dtype=getattr(torch, declared.dtype)
+        )
+        for move in moves:
+            if move.target == self.number:
+                box = yield _Delivery((instruction.name, move.source, move.target))
+                part = target[tuple(slice(*part) for part in move.target_box)]
+                part.add_(box) if is_sum else part.copy_(box)
+        here = {**self.coordinates, TIME: micro_batch}
+        write(
+            instruction.write,
+            target.reshape([extent.at(self.program.mesh, here) for extent in declared.shape]),
+        )
 
-        def finish(brought: dict[int, Any]) -> dict[int, Any]:
-            return _run_exchange(instruction, moves, micro_batch, brought)
 
-        result = yield _Meeting(("exchange", instruction.name, phase, micro_batch), members, value, finish)
-        if instruction.write:
-            shape = self.program.values[instruction.write].shape
-            here = {**self.coordinates, TIME: micro_batch}
-            write(instruction.write, result.reshape([extent.at(self.program.mesh, here) for extent in shape]))
+def _fine_shape(layout: Layout, device: int, micro_batch: int) -> tuple[int, ...]:
+    return layout.region({**layout.mesh.coordinates(device), TIME: micro_batch}).shape
 
 
 def _run_collective(instruction: Collective, values: list[Tensor]) -> list[Tensor]:
@@ -342,29 +369,6 @@ def _equal_pieces(value: Tensor, count: int, dim: int) -> Sequence[Tensor]:
     return [part.contiguous() for part in value.chunk(count, dim)]
 
 
-def _run_exchange(
-    instruction: Exchange, moves: Sequence[Move], micro_batch: int, brought: Mapping[int, Tensor | None]
-) -> dict[int, Tensor | None]:
-    step = instruction.step
-    results: dict[int, Tensor | None] = dict.fromkeys(brought)
-    is_sum = bool(space_partial(step.before)) and not space_partial(step.after)
-
-    def shape(layout: Any, device: int) -> tuple[int, ...]:
-        return layout.region({**layout.mesh.coordinates(device), TIME: micro_batch}).shape
-
-    for move in moves:
-        source = brought[move.source]
-        if source is None:
-            raise VerificationError(f"device {move.source} has nothing to send in {describe(instruction)}")
-        box = source.reshape(shape(step.before, move.source))[tuple(slice(*part) for part in move.source_box)]
-        target = results[move.target]
-        if target is None:
-            target = results[move.target] = box.new_zeros(shape(step.after, move.target))
-        part = target[tuple(slice(*part) for part in move.target_box)]
-        part.add_(box) if is_sum else part.copy_(box)
-    return results
-
-
 @dataclass
 class _Cluster:
     programs: Sequence[Program]
@@ -373,12 +377,13 @@ class _Cluster:
     watch: frozenset[str]
 
     def __post_init__(self) -> None:
-        self.channels: dict[tuple[int, int], deque[Tensor]] = {}
+        self.channels: dict[Channel, deque[Any]] = {}
+        meshes = [program.mesh for program in self.programs]
         self.devices: dict[int, _Device] = {}
         for program in self.programs:
             for number in program.mesh.devices:
                 assert number not in self.devices, f"device {number} is in two stages"
-                self.devices[number] = _Device(program, number, self.step, self.watch, self._send)
+                self.devices[number] = _Device(program, number, self.step, self.watch, meshes, self._send)
                 self._load(self.devices[number])
 
     def _load(self, device: _Device) -> None:
@@ -394,15 +399,8 @@ class _Cluster:
                 else:
                     device.whole[name] = local
 
-    def _partner(self, place: Partner) -> int:
-        stage, index = place
-        devices = self.programs[stage].mesh.devices if 0 <= stage < len(self.programs) else ()
-        if index >= len(devices):
-            raise VerificationError(f"stage {stage} has no device number {index} to talk to")
-        return devices[index]
-
-    def _send(self, sender: int, place: Partner, value: Tensor) -> None:
-        self.channels.setdefault((sender, self._partner(place)), deque()).append(value)
+    def _send(self, channel: Channel, value: Any) -> None:
+        self.channels.setdefault(channel, deque()).append(value)
 
     def run(self) -> None:
         """Let every device run as far as it can, until all are done."""
@@ -425,7 +423,7 @@ class _Cluster:
             elif isinstance(wait, _Delivery):
                 waiting[number] = wait
             for receiver in list(waiting):
-                channel = self.channels.get((self._partner(waiting[receiver].sender), receiver))
+                channel = self.channels.get(waiting[receiver].channel)
                 if channel:
                     ready.append((receiver, channel.popleft()))
                     del waiting[receiver]
@@ -433,7 +431,7 @@ class _Cluster:
             raise VerificationError(
                 "deadlock: no device can go on\n" + self._grid(), remedy="look at the order of tasks"
             )
-        left = [f"{sender} -> {receiver}" for (sender, receiver), queue in self.channels.items() if queue]
+        left = [f"{sender} -> {receiver}" for (_, sender, receiver), queue in self.channels.items() if queue]
         if left:
             raise VerificationError(f"messages nobody received: {', '.join(left)}")
 

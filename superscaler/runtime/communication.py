@@ -160,7 +160,7 @@ class Runtime:
         return x
 
     def exchange(self, x: Tensor | None, name: str) -> Tensor | None:
-        """Redistribute by the plan's table `name`; every rank of the table calls this.
+        """Redistribute by the plan's table `name`; every rank of the table calls this. Who only sends does not wait.
 
         Args:
             x: This rank's piece; None where it only receives.
@@ -186,15 +186,20 @@ class Runtime:
             self._sends.wait()
 
     def _transfer(self, messages: list, group: Any) -> None:
-        requests = []
+        requests, receives = [], False
         for move, message in messages:
             if move.source == move.target:
                 continue
             outgoing = move.source == self.rank
+            receives = receives or not outgoing
             peer = move.target if outgoing else move.source
             requests.append(dist.P2POp(dist.isend if outgoing else dist.irecv, message, peer, group=group))
+        sent = [message for move, message in messages if move.source == self.rank]
         for work in dist.batch_isend_irecv(requests) if requests else ():
-            work.wait()
+            if receives:
+                work.wait()
+            else:  # as with send: a stage that waited here could wait for one that waits for it
+                self._sends.add(work, sent)
 
     def _collect(self, table: Exchange, messages: list) -> Tensor | None:
         if table.target_view is None:

@@ -17,12 +17,12 @@ class PendingSends:
 
     def __init__(self, *, is_gloo: bool) -> None:
         self._is_gloo = is_gloo
-        self._started: deque[tuple[Any, Tensor]] = deque()
-        self._queue: queue.Queue[tuple[Any, Tensor]] = queue.Queue()
+        self._started: deque[tuple[Any, Tensor | list[Tensor]]] = deque()
+        self._queue: queue.Queue[tuple[Any, Tensor | list[Tensor]]] = queue.Queue()
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
 
-    def add(self, work: Any, x: Tensor) -> None:
+    def add(self, work: Any, x: Tensor | list[Tensor]) -> None:
         """Hold `x` until `work` is done; raises what an earlier send failed with."""
         self._raise_failure()
         if self._is_gloo:

@@ -107,6 +107,7 @@ def exchanged(rank):
     rt = Runtime(rank, [Mesh((0, 1, 2, 3), (("dp", 4),))], exchanges={"a": table, "b": sums})
     x = whole[..., rank * 3 : rank * 3 + 3].reshape(8, 3) if rank < 2 else None
     result, summed = rt.exchange(x, "a"), rt.exchange(x, "b")
+    rt.finish()
     if rank == 0:
         assert result is None
         return

@@ -1,0 +1,204 @@
+"""Mutants: programs with one communication instruction deleted, misdirected or moved."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from superscaler.codegen.held import Held, after_collective
+from superscaler.codegen.instruction_text import describe
+from superscaler.codegen.program import (
+    Collective,
+    Compute,
+    Exchange,
+    Instruction,
+    Keep,
+    LocalValue,
+    Mask,
+    Offset,
+    Program,
+    Receive,
+    Send,
+    Slice,
+    Store,
+    reads_of,
+    writes_of,
+)
+from superscaler.ir.axes import Axes
+from superscaler.ir.graph import Phase
+from superscaler.planner.steps import plain
+
+Moving = Collective | Slice | Mask | Send | Receive | Exchange | Keep | Store
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """Programs that differ from the plan's in one place."""
+
+    change: str
+    """delete, misdirect or reorder."""
+    what: str
+    programs: tuple[Program, ...]
+
+
+def mutants(programs: Sequence[Program], axes: Axes) -> Iterator[Mutant]:
+    """Every mutant of every communication instruction, and of the local halves of moves."""
+    for program in programs:
+        for phase, body in program.bodies.items():
+            for index, instruction in enumerate(body):
+                if isinstance(instruction, Moving):
+                    for change, mutated in _of(program, phase, index, instruction, axes, len(programs)):
+                        others = tuple(mutated if p is program else p for p in programs)
+                        what = f"{change} in stage {program.stage} {phase}: {describe(instruction)}"
+                        yield Mutant(change.split()[0], what, others)
+
+
+def _of(
+    program: Program, phase: Phase, index: int, instruction: Moving, axes: Axes, stages: int
+) -> Iterator[tuple[str, Program]]:
+    yield "delete", _deleted(program, phase, index, instruction)
+    for other in _misdirected(program, phase, index, instruction, stages):
+        yield "misdirect", _with(program, phase, index, other, axes)
+    yield from _reordered(program, phase, index, instruction)
+
+
+# delete
+
+
+def _deleted(program: Program, phase: Phase, index: int, instruction: Moving) -> Program:
+    """Without the instruction: readers read what it read; of a message or a sum, what resembles it most."""
+    body = program.bodies[phase]
+    result = _with_body(program, phase, body[:index] + body[index + 1 :])
+    if isinstance(instruction, Store | Send):
+        return result
+    (write,) = writes_of(instruction) or ("",)
+    stand_in = (
+        reads_of(instruction)[0] if reads_of(instruction) else _resembling(program, phase, index, write)
+    )
+    if not write or not stand_in:
+        return result
+    bodies = {
+        name: tuple(_renamed(item, write, stand_in) for item in items)
+        for name, items in result.bodies.items()
+    }
+    outputs = {name: stand_in if value == write else value for name, value in program.outputs.items()}
+    return replace(result, bodies=bodies, outputs=outputs)
+
+
+def _renamed(instruction: Instruction, old: str, new: str) -> Instruction:
+    if isinstance(instruction, Compute) and old in instruction.reads:
+        return replace(instruction, reads=tuple(new if name == old else name for name in instruction.reads))
+    if getattr(instruction, "read", None) == old:
+        return replace(instruction, read=new)
+    return instruction
+
+
+# misdirect
+
+
+def _misdirected(
+    program: Program, phase: Phase, index: int, instruction: Moving, stages: int
+) -> Iterator[Instruction]:
+    read = getattr(instruction, "read", "")
+    stand_in = _resembling(program, phase, index, read) if read else ""
+    if stand_in:
+        yield replace(instruction, read=stand_in)  # type: ignore[call-arg]
+    if isinstance(instruction, Collective | Slice | Mask):
+        for axis, size in program.mesh.axes:
+            if axis != instruction.step.axis and size > 1:
+                other = replace(instruction, step=replace(instruction.step, axis=axis))
+                if isinstance(other, Slice) and other.start.axes:
+                    swapped = tuple(
+                        axis if name == instruction.step.axis else name for name in other.start.axes
+                    )
+                    other = replace(other, start=replace(other.start, axes=swapped))
+                yield other
+    if isinstance(instruction, Collective | Slice) and instruction.dim >= 0:
+        for dim in range(len(program.values[instruction.read].shape)):
+            if dim != instruction.dim:
+                yield replace(instruction, dim=dim)
+    if isinstance(instruction, Slice):
+        yield replace(instruction, start=Offset((), (), 1))
+    if isinstance(instruction, Send | Receive):
+        for stage in range(stages):
+            if stage not in (instruction.stage, program.stage):
+                yield replace(instruction, stage=stage)
+    if isinstance(instruction, Keep):
+        yield replace(instruction, add=not instruction.add)
+    if isinstance(instruction, Store):
+        shape = program.values[instruction.write].shape
+        homes = [n for n in program.stored if n != instruction.write and program.values[n].shape == shape]
+        for name in homes[:1]:
+            yield replace(instruction, write=name)
+
+
+def _resembling(program: Program, phase: Phase, index: int, name: str) -> str:
+    """The last value before an instruction, of another name, that has the same local shape and dtype."""
+    wanted = program.values.get(name)
+    if wanted is None:
+        return ""
+    candidates = [*program.stored, *program.fed]
+    phases = (
+        [Phase.PREPARE, Phase.FORWARD, Phase.BACKWARD] if phase is Phase.BACKWARD else [Phase.PREPARE, phase]
+    )
+    for earlier in phases:
+        body = program.bodies[earlier]
+        for instruction in body[:index] if earlier is phase else body:
+            if not isinstance(instruction, Keep | Store):
+                candidates += writes_of(instruction)
+    if phase is Phase.UPDATE:
+        candidates += [i.write for _, i in program.instructions() if isinstance(i, Keep)]
+
+    def resembles(value: LocalValue) -> bool:
+        return (value.shape, value.dtype) == (wanted.shape, wanted.dtype) and value.name != name
+
+    return next((other for other in reversed(candidates) if resembles(program.values[other])), "")
+
+
+# reorder
+
+
+def _reordered(
+    program: Program, phase: Phase, index: int, instruction: Moving
+) -> Iterator[tuple[str, Program]]:
+    body = program.bodies[phase]
+    later = [i for i in range(index + 1, len(body)) if isinstance(body[i], Moving)]
+    if later:
+        yield "reorder (swap with the next)", _with_body(program, phase, _swapped(body, index, later[0]))
+    if isinstance(instruction, Send):
+        sends = [i for i in later if isinstance(body[i], Send)]
+        if sends and sends[0] != later[0]:
+            yield "reorder (swap sends)", _with_body(program, phase, _swapped(body, index, sends[0]))
+    written = set(writes_of(instruction))
+    reader = next((i for i in range(index + 1, len(body)) if written.intersection(reads_of(body[i]))), None)
+    if reader is not None:
+        moved = body[:index] + body[index + 1 : reader + 1] + (instruction,) + body[reader + 1 :]
+        yield "reorder (behind its first reader)", _with_body(program, phase, moved)
+
+
+def _swapped(body: Sequence[Instruction], one: int, other: int) -> tuple[Instruction, ...]:
+    result = list(body)
+    result[one], result[other] = result[other], result[one]
+    return tuple(result)
+
+
+# programs
+
+
+def _with(program: Program, phase: Phase, index: int, instruction: Instruction, axes: Axes) -> Program:
+    """With another instruction in place, and what it writes declared as what it would be, where it may be."""
+    body = program.bodies[phase]
+    result = _with_body(program, phase, body[:index] + (instruction,) + body[index + 1 :])
+    if not isinstance(instruction, Collective):
+        return result
+    before = program.values[instruction.read]
+    after = after_collective(axes, Held(before.tensor, plain(before.layout), before.fine), instruction)
+    if after is None:
+        return result
+    declared = replace(
+        program.values[instruction.write], tensor=after.tensor, layout=after.layout, shape=after.shape(axes)
+    )
+    values: Mapping[str, LocalValue] = {**program.values, instruction.write: declared}
+    return replace(result, values=values)
+
+
+def _with_body(program: Program, phase: Phase, body: Sequence[Instruction]) -> Program:
+    return replace(program, bodies={**program.bodies, phase: tuple(body)})
