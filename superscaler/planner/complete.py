@@ -148,10 +148,12 @@ def _own_cuts(
     chosen: dict[tuple[str, int], list[str]] = {}
     pieces: dict[int, tuple[int, ...]] = {}
     owner: dict[str, tuple[Cut, str]] = {}
+    holding: list[Cut] = []
     for cut in cuts:
         letter = _letter_to_cut(planner, operator, mesh, cut, reasons)
         if letter is None:
             continue
+        holding.append(cut)
         if cut.over in owner:
             _check_same(operator, *owner[cut.over], cut, letter)
             continue
@@ -161,7 +163,7 @@ def _own_cuts(
             pieces[cut.axis.index] = cut.pieces
         reasons.append(f"cut along {cut.axis} over {cut.over} by {cut.where}")
     keys = tuple((key, tuple(names)) for key, names in chosen.items())
-    return Placement(mesh, keys, (), tuple(pieces.items())), [cut for cut, _ in owner.values()]
+    return Placement(mesh, keys, (), tuple(pieces.items())), holding
 
 
 def _letter_to_cut(

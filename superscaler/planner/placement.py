@@ -79,10 +79,8 @@ def operand_layout(
     A letter that is cut and stands in the term cuts that dim; one that does not leaves a written tensor (or
     an additive read) value-split, and another read replicated.
     """
-    slots = axes.slots(operator.name, term)
+    slots = _slots(axes, operator, tensor, term)
     fine = axes.fine(tensor)
-    if tuple(axis for _, axis in slots) != fine:  # the rule's letters do not nest with the dims: none is cut
-        slots = tuple(("", axis) for axis in fine)
     cut = dict(placement.cuts)
     chosen = dict(placement.pieces)
     cuts = tuple(cut.get((letter, axis.index), ()) for letter, axis in slots)
@@ -100,6 +98,16 @@ def operand_layout(
             placement.mesh, sizes, cuts, tuple(sorted(partial)), term.reducer, pieces if any(pieces) else ()
         )
     )
+
+
+def _slots(axes: Axes, operator: Operator, tensor: str, term: Term) -> tuple[tuple[str, Axis], ...]:
+    """Per fine dim of a tensor the letter and the axis; no letter in a dim with which the rule's do not nest."""
+    slots: list[tuple[str, Axis]] = []
+    for parts, letters in zip(axes.dims[tensor], term.dims, strict=True):
+        own = [(letter, axis) for letter in letters for axis in axes.letters[operator.name][letter]]
+        nest = tuple(axis for _, axis in own) == parts
+        slots += own if nest else [("", axis) for axis in parts]
+    return tuple(slots)
 
 
 def letters_of(axes: Axes, operator: Operator, axis: Axis) -> tuple[str, ...]:

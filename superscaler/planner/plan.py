@@ -60,7 +60,8 @@ class Plan:
         """
         found = operator if isinstance(operator, Operator) else self.graph.operator(operator)
         placed = self.placed
-        lines = [f"{found.name} = {found.kind}  ({found.module or 'top level'}, {found.source})"]
+        place = filter(None, (found.module or "top level", found.source))
+        lines = [f"{found.name} = {found.kind}  ({', '.join(place)})"]
         lines += [f"  {reason}" for reason in placed.reasons[found.name]] or [
             "  not cut: nothing the plan cuts runs through it"
         ]

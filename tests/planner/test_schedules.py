@@ -1,0 +1,142 @@
+"""Named schedules against brute force; printing and parsing; tasks put in order."""
+
+from itertools import permutations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from superscaler.errors import PlanError
+from superscaler.ir.graph import Phase
+from superscaler.planner.order import Order
+from superscaler.planner.schedules import Schedule, Task, gpipe, one_f_one_b, order_tasks, parse_schedule
+
+SHAPES = [(stages, count) for stages in range(1, 6) for count in range(1, 9)]
+
+
+def run(schedule):
+    """Execute the rows in unit-time tasks, each waiting for its data: when each task ends, or a deadlock."""
+    ends, position, clock = {}, [0] * len(schedule.rows), 0
+    last = len(schedule.rows) - 1
+    while any(position[stage] < len(row) for stage, row in enumerate(schedule.rows)):
+        clock += 1
+        started = []
+        for stage, row in enumerate(schedule.rows):
+            if position[stage] == len(row):
+                continue
+            task = row[position[stage]]
+            if task.phase is Phase.FORWARD:
+                needs = [Task(stage - 1, Phase.FORWARD, task.micro_batch)] if stage else []
+            else:
+                needs = [Task(stage, Phase.FORWARD, task.micro_batch)]
+                needs += [Task(stage + 1, Phase.BACKWARD, task.micro_batch)] if stage < last else []
+            if all(ends.get(need, clock) < clock for need in needs):
+                started.append(task)
+        assert started, f"deadlock after {clock}"
+        for task in started:
+            ends[task] = clock
+            position[task.stage] += 1
+    return ends
+
+
+def in_flight(row):
+    """The most micro-batches whose forward has run and whose backward has not."""
+    most = now = 0
+    for task in row:
+        now += 1 if task.phase is Phase.FORWARD else -1
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("make", [gpipe, one_f_one_b])
+def test_each_stage_runs_every_task_once_without_deadlock_in_the_least_time(make):
+    for stages, count in SHAPES:
+        schedule = make(count)(stages, True)
+        for stage, row in enumerate(schedule.rows):
+            assert sorted(row) == sorted(
+                Task(stage, phase, i) for phase in (Phase.FORWARD, Phase.BACKWARD) for i in range(count)
+            )
+        assert max(run(schedule).values()) == 2 * (count + stages - 1), (
+            "m forwards, m backwards and the bubble"
+        )
+
+
+def test_one_f_one_b_holds_no_more_micro_batches_than_stages_that_follow():
+    for stages, count in SHAPES:
+        rows = one_f_one_b(count)(stages, True).rows
+        assert [in_flight(row) for row in rows] == [min(count, stages - stage) for stage in range(stages)]
+        assert [in_flight(row) for row in gpipe(count)(stages, True).rows] == [count] * stages
+
+
+def test_inference_only_runs_forwards():
+    for make in (gpipe, one_f_one_b):
+        rows = make(3)(2, False).rows
+        assert [[str(task) for task in row] for row in rows] == [["F0", "F1", "F2"]] * 2
+
+
+@pytest.mark.parametrize("make", [gpipe, one_f_one_b])
+def test_printing_and_parsing_agree(make):
+    for stages, count in SHAPES:
+        schedule = make(count)(stages, True)
+        assert parse_schedule(str(schedule), schedule.name) == schedule
+
+
+def test_rows_need_no_heading():
+    assert parse_schedule("F0 F1\nF0 F1") == parse_schedule("stage 0: F0 F1\nstage 1: F0 F1")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("stage 0: F0 G0", "'G0', which is no task"),
+        ("F", "'F', which is no task"),
+        ("F0 F-1", "'F-1', which is no task"),
+        ("F0 U0", "'U0', which is no task"),
+        ("stage 1: F0\nstage 0: F0", "headed 'stage 1'"),
+    ],
+)
+def test_what_is_no_grid_is_refused(text, fault):
+    with pytest.raises(PlanError, match=fault):
+        parse_schedule(text)
+
+
+TASKS = [Task(0, phase, i) for phase in (Phase.FORWARD, Phase.BACKWARD) for i in range(3)]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.sampled_from(TASKS), st.sampled_from(TASKS)), max_size=4), st.permutations(TASKS)
+)
+def test_ordered_tasks_obey_or_no_order_of_the_row_does(pairs, row):
+    orders = [Order(first, then) for first, then in pairs]
+    data = [(Task(0, Phase.FORWARD, i), Task(0, Phase.BACKWARD, i)) for i in range(3)]
+
+    def obeys(candidate):
+        position = {task: i for i, task in enumerate(candidate)}
+        return all(position[first] < position[then] for first, then in [*pairs, *data])
+
+    schedule = Schedule("drawn", 3, (tuple(row),))
+    possible = any(obeys(candidate) for candidate in permutations(TASKS))
+    if not possible:
+        with pytest.raises(PlanError, match="contradict each other or the data"):
+            order_tasks(schedule, orders)
+        return
+    ordered = order_tasks(schedule, orders).rows[0]
+    assert sorted(ordered) == sorted(row)
+    assert not pairs or obeys(ordered)
+    if not pairs or obeys(row):
+        assert ordered == tuple(row), "what obeys already stays as it is"
+
+
+def test_orders_of_tasks_that_are_not_there_or_share_no_device_are_refused():
+    schedule = gpipe(2)(2, True)
+    with pytest.raises(PlanError, match="has no task F2 on stage 0"):
+        order_tasks(schedule, [Order(Task(0, Phase.FORWARD, 2), Task(0, Phase.FORWARD, 0))])
+    with pytest.raises(PlanError, match="share no device"):
+        order_tasks(schedule, [Order(Task(0, Phase.FORWARD, 1), Task(1, Phase.FORWARD, 0))])
+
+
+def test_a_schedule_has_a_micro_batch():
+    for make in (gpipe, one_f_one_b):
+        with pytest.raises(PlanError, match="0 micro-batches"):
+            make(0)
