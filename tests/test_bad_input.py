@@ -1,4 +1,4 @@
-"""What a user can get wrong, and what they are told: what is wrong, on which line of theirs, and what to do."""
+"""What a user can get wrong, and what they are told: what is wrong, on which line, and what to do."""
 
 import re
 
