@@ -58,11 +58,11 @@ class Build:
         return next(stage for stage in self.stages if rank in stage.mesh.devices)
 
     def tensors(self, *roles: Role) -> dict[str, StoredTensor]:
-        """Tensors of these roles over all stages; of one that several stages hold, the first."""
+        """Tensors of these roles over all stages by source; of one that several hold, the first."""
         found: dict[str, StoredTensor] = {}
         for stage in self.stages:
             for tensor in stage.with_role(*roles):
-                found.setdefault(tensor.name, tensor)
+                found.setdefault(tensor.source, tensor)
         return found
 
 

@@ -43,7 +43,7 @@ class Batches:
         if runs:
             first = step * tensor.shape[0]
             runs[0] = wrap_runs([(first + start, first + stop) for start, stop in runs[0]], self.samples)
-        return self._files.read(tensor.name, runs).to(self._device)
+        return self._files.read(tensor.source, runs).to(self._device)
 
     def _check(self, build: Build) -> int:
         """The number of samples."""

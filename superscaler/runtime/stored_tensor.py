@@ -20,6 +20,9 @@ class StoredTensor:
     """An input, parameter, buffer or optimizer state of one stage."""
 
     name: str
+    """What the stage's program calls it."""
+    source: str
+    """The logical tensor; two stages, or two layouts in one stage, may each hold a value of it."""
     role: Role
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -72,7 +75,8 @@ def read_stored_tensor(name: str, entry: Mapping[str, Any], mesh: Mesh) -> Store
         pieces=tuple(None if pieces is None else tuple(pieces) for pieces in entry["pieces"]),
     )
     shape = tuple(entry["shape"])
-    return StoredTensor(name, Role(entry["role"]), getattr(torch, entry["dtype"]), shape, fine, layout)
+    source = entry.get("source", name)
+    return StoredTensor(name, source, Role(entry["role"]), getattr(torch, entry["dtype"]), shape, fine, layout)
 
 
 def dim_runs(sizes: Sequence[int], intervals: Sequence[tuple[int, int]]) -> Runs:

@@ -38,10 +38,10 @@ def load_weights(path: Path | str, build: Build, rank: int, device: torch.device
     has_states = bool(states.keys() & files.headers.keys())
     check_headers(files.path, files.headers, {**weights, **(states if has_states else {})})
     stage = build.stage_of(rank)
-    p = {t.name: files.read(t.name, t.runs(rank)).to(device) for t in stage.with_role(*WEIGHTS)}
+    p = {t.name: files.read(t.source, t.runs(rank)).to(device) for t in stage.with_role(*WEIGHTS)}
     if not has_states:
         return p, zero_states(build, rank, device), 0
-    state = {t.name: files.read(t.name, t.runs(rank)).to(device) for t in stage.with_role(Role.STATE)}
+    state = {t.name: files.read(t.source, t.runs(rank)).to(device) for t in stage.with_role(Role.STATE)}
     return p, state, int(files.metadata.get("step", 0))
 
 
@@ -56,8 +56,8 @@ def make_weights(build: Build, rank: int, device: torch.device, seed: int) -> di
         raise BuildError(f"no initial values for {_shown(missing)}", remedy="give them with --weights")
     return {
         t.name: initialise(
-            build.initialisers[t.name], t.region(rank), t.layout.sizes, t.local_shape(rank), t.dtype, device,
-            seed, t.name,
+            build.initialisers[t.source], t.region(rank), t.layout.sizes, t.local_shape(rank), t.dtype, device,
+            seed, t.source,
         )
         for t in build.stage_of(rank).with_role(*WEIGHTS)
     }  # fmt: skip
@@ -121,7 +121,7 @@ def save_weights(
     roles = (*WEIGHTS, Role.STATE) if with_states else WEIGHTS
     whole = build.tensors(*roles)
     own = {
-        name: tensors[name].detach().cpu().contiguous()
+        name: tensors[tensor.name].detach().cpu().contiguous()
         for name, tensor in whole.items()
         if rank in tensor.layout.mesh.devices and tensor.is_first_copy(rank)
     }
@@ -145,7 +145,7 @@ def _assemble(tensor: StoredTensor, parts: Path, opened: dict[int, TensorFiles])
         if rank not in opened:
             opened[rank] = TensorFiles(parts / f"rank{rank}.safetensors")
         region = tensor.region(rank)
-        piece = opened[rank].read(tensor.name, [[(0, size)] for size in tensor.local_shape(rank)])
+        piece = opened[rank].read(tensor.source, [[(0, size)] for size in tensor.local_shape(rank)])
         fine[tuple(slice(start, stop) for start, stop in region.intervals)] = piece.view(region.shape)
     return fine.view(tensor.shape)
 
