@@ -18,7 +18,7 @@ from models import gpt
 from superscaler import compiler
 from superscaler.ir.optimizers import AdamW
 from superscaler.planner.cluster import Cluster
-from superscaler.runtime.launch import load_program
+from superscaler.runtime.local import load
 
 GOAL = 1.05
 
@@ -34,9 +34,9 @@ def main() -> None:
     optimizer = AdamW(lr=3e-4)
     with tempfile.TemporaryDirectory() as folder:
         plan = compiler.compile(model, inputs, cluster=Cluster.local(1), optimizer=optimizer, save=Path(folder) / "b")
-        generated = load_program(Path(folder) / "b", device=device)
+        generated = load(Path(folder) / "b", device)
         contenders: dict[str, Callable[[], Any]] = {
-            "generated": lambda: generated.step(inputs),
+            "generated": lambda: generated(inputs),
             "eager": _eager(inputs, device, optimizer, fused=False),
             "eager fused": _eager(inputs, device, optimizer, fused=True),
         }

@@ -56,7 +56,7 @@ def _run(folder: Path, options: argparse.Namespace) -> None:
     stage = build.stage_of(rank)
     meshes = [program.mesh for program in build.stages]
     runtime = Runtime(rank, meshes, device, exchanges=build.exchanges, timeout=options.timeout)
-    module = _load_program(folder, stage)
+    module = load_module(folder, stage)
     p, state, steps_seen = _load_tensors(build, rank, device, options)
     batches = Batches(options.data or _default_data(folder), build, rank, device)
     with torch.no_grad():
@@ -144,7 +144,8 @@ def _join(build: Build, rank: int, backend: str, timeout: float) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
 
 
-def _load_program(folder: Path, stage: StageProgram) -> Any:
+def load_module(folder: Path, stage: StageProgram) -> Any:
+    """Import the program of a stage from a build folder."""
     path = folder / f"{stage.module}.py"
     specification = importlib.util.spec_from_file_location(stage.module, path)
     assert specification is not None
