@@ -136,6 +136,8 @@ def _model(options: argparse.Namespace) -> tuple[Any, Any]:
 
     from superscaler.model_reference import build_model
 
+    if options.batch < 1:
+        raise TraceError(f"--batch {options.batch} is no number of samples", remedy="use --batch 1 or more")
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, options.dtype))
     try:
@@ -189,7 +191,8 @@ def _plan(options: argparse.Namespace, model: tuple[Any, Any] | None = None, def
     from superscaler.planner.cluster import Cluster
 
     cluster = Cluster.parse(options.cluster)
-    how = load_script(options.plan) if ".py:" in options.plan else options.plan
+    is_file = options.plan.partition(":")[0].endswith(".py")
+    how = load_script(options.plan) if is_file else options.plan
     graph = _trace(options, model, deferred)
     with _progress("planning"):
         return plan(graph, cluster, how)

@@ -34,7 +34,7 @@ class CompiledPlan(Plan):
         return tuple(free_values(program) for program in lower(self))
 
     def verify(self) -> "CompiledPlan":
-        """Prove statically that the programs compute what the graph says, on time, within memory, without deadlock.
+        """Prove that the programs compute what the graph says, on time, within memory and without deadlock.
 
         Raises:
             VerificationError: They do not; the message shows where.
@@ -42,7 +42,9 @@ class CompiledPlan(Plan):
         verify_programs(self, self.programs)
         return self
 
-    def compare_with_eager(self, model: Any, args: Any, kwargs: Mapping[str, Any] | None = None, **options: Any) -> Comparison:
+    def compare_with_eager(
+        self, model: Any, args: Any, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Comparison:
         """Run the programs of all devices in this process, and the model as it is; the largest differences.
 
         Args:

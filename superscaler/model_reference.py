@@ -13,13 +13,14 @@ from types import ModuleType
 from typing import Any
 
 from superscaler.errors import TraceError
+from superscaler.ir.source_line import failing_line
 
 
 def load_module(path: str) -> ModuleType:
     """Import a Python file by path.
 
     Raises:
-        TraceError: There is no such file.
+        TraceError: There is no such file, or it fails while it is imported.
     """
     file = Path(path)
     if not file.is_file():
@@ -35,6 +36,13 @@ def load_module(path: str) -> ModuleType:
     sys.path.insert(0, str(file.resolve().parent))
     try:
         spec.loader.exec_module(module)
+    except Exception as error:
+        broken = f"{path}:{error.lineno}" if isinstance(error, SyntaxError) else failing_line(error)
+        raise TraceError(
+            f"{path!r} cannot be imported: {type(error).__name__}: {error}",
+            where=broken,
+            remedy=f"make `python {path}` run without an error",
+        ) from error
     finally:
         sys.path.pop(0)
     return module
@@ -72,12 +80,14 @@ def load_script(reference: str) -> Any:
     Raises:
         TraceError: The file has no such function.
     """
-    path, _, name = reference.rpartition(":")
+    path, _, name = reference.partition(":")
     module = load_module(path)
-    script = getattr(module, name, None)
+    script = getattr(module, name, None) if name else None
     if not callable(script):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        known = ", ".join(f"{path}:{key}" for key in functions)
         raise TraceError(
-            f"{path} has no function {name!r}", remedy=f"it has {', '.join(functions) or 'none'}"
+            f"{path} has no function {name!r}" if name else f"which plan script of {path} is not said",
+            remedy=f"use one of {known}" if known else "define one in it: def my_plan(p): ...",
         )
     return script

@@ -1,0 +1,218 @@
+"""The command line: what it prints, and what it says when something is wrong."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from superscaler.cli import main
+from superscaler.errors import TraceError
+from superscaler.model_reference import build_model, load_script
+
+ROOT = Path(__file__).parents[1]
+GPT = str(ROOT / "models" / "gpt.py")
+SCRIPTS = ROOT / "examples"
+SMALL = ["--set", "layers=2", "--set", "width=16", "--set", "seq=8", "--set", "vocab=32", "--batch", "4"]
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output and standard error of one command."""
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert exit_.value.code == 0
+    for word in (
+        "compile",
+        "check",
+        "show",
+        "torchrun",
+        "dp=N",
+        "schedule=gpipe|1f1b",
+        "local:N",
+        "plan script",
+    ):
+        assert word in text, word
+
+
+@pytest.mark.parametrize("command", ["compile", "check", "show"])
+def test_every_option_of_a_command_is_explained(capsys, command):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert "models/gpt.py:tiny" in text
+    assert "--plan" in text
+
+
+def test_show_prints_who_computes_what(capsys):
+    code, out, err = run(capsys, "show", f"{GPT}:tiny", "--cluster", "local:2", "--plan", "pp=2", *SMALL)
+    assert code == 0, err
+    assert re.search(r"stage 0: devices x1 on 0\n  computes +wte, wpe, h.0\n", out)
+    assert re.search(r"stage 1: devices x1 on 1\n  computes +h.1, ln_f\n", out)
+    assert re.search(r"forward +send +stage 0 -> stage 1", out)
+    assert "stage 0: F0 B0" in out
+
+
+def test_show_explains_an_operator(capsys):
+    arguments = ["show", f"{GPT}:tiny", "--cluster", "local:2", "--plan", "tp=2", *SMALL]
+    code, out, _ = run(capsys, *arguments, "--explain", "h.0.attn.q/linear")
+    assert code == 0
+    assert "h.0.attn.q/linear = linear" in out
+    assert "placed on tp2 on 0,1 by the plan 'tp=2'" in out
+    assert "cut along heads(4) over tp by tp=2 in the plan 'tp=2'" in out
+    assert "reads h.0.attn.q.weight as" in out
+
+
+def test_show_prints_the_graph(capsys):
+    code, out, _ = run(capsys, "show", f"{GPT}:tiny", "--graph", *SMALL)
+    assert code == 0
+    assert "h.1.mlp.up/linear" in out
+    assert "adamw" in out
+
+
+def test_a_plan_script_is_named_by_file_and_function(capsys, tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "def mine(p):\n"
+        "    p.assign(p.everything(), p.mesh([0, 1], dp=2))\n"
+        "    p.trans(p.axis('batch'), 'dp')\n"
+    )
+    arguments = ["show", f"{GPT}:tiny", "--cluster", "local:2", *SMALL]
+    code, out, _ = run(capsys, *arguments, "--plan", f"{script}:mine")
+    assert code == 0
+    assert "plan 'mine'" in out
+    assert "dp         cuts batch" in out
+    code, out, _ = run(capsys, *arguments, "--plan", f"{script}:mine", "--explain", "h.0.mlp.up/linear")
+    assert re.search(r"over dp by \S*mine\.py:3", out)
+
+
+@pytest.mark.parametrize("script", ["tensor_parallel.py:tensor_parallel", "mixed_layers.py:mixed_layers"])
+def test_the_example_scripts_make_plans(capsys, script):
+    devices = 3 if "mixed" in script else 2
+    plan = f"{SCRIPTS / script.partition(':')[0]}:{script.partition(':')[2]}"
+    code, out, err = run(capsys, "show", f"{GPT}:tiny", "--cluster", f"local:{devices}", "--plan", plan)
+    assert code == 0, err
+    assert f"on {devices} devices of local" in out
+
+
+def test_overrides_change_the_model(capsys):
+    _, small, _ = run(capsys, "show", f"{GPT}:tiny", *SMALL)
+    assert "batch: tokens [4, 8], targets [4, 8]" in small
+    assert "h.0-1" in small
+
+
+def test_a_model_may_be_a_function_of_a_file(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "import torch\n"
+        "def perceptron(width=4): return torch.nn.Linear(width, 1)\n"
+        "def example_inputs(batch, width=4): return {'input': torch.zeros(batch, width)}\n"
+    )
+    model, inputs = build_model(f"{file}:perceptron", 3, {"width": 5})
+    assert model.in_features == 5
+    assert inputs["input"].shape == (3, 5)
+
+
+BROKEN = {
+    "no_build.py": "x = 1\n",
+    "no_inputs.py": "def build(name): ...\n",
+    "syntax.py": "def build(:\n",
+    "import_error.py": "\nimport there_is_no_such_module\n",
+    "scripts.py": "def one(p): ...\ndef two(p): ...\nNUMBER = 3\n",
+    "wrong_script.py": "def wrong(p):\n    p.assign(p.everything(), [0, 5])\n",
+}
+TINY = f"{GPT}:tiny"
+MISTAKES = [
+    (["show", "models/nothing.py:tiny"], "no Python file 'models/nothing.py'"),
+    (["show", "tiny"], "no Python file 'tiny'"),
+    (["show", f"{GPT}:huge"], "no size 'huge'; there are tiny"),
+    (["show", TINY, "--set", "layres=2"], "unexpected keyword argument 'layres'"),
+    (["show", TINY, "--set", "layers"], "--set 'layers' is not KEY=VALUE"),
+    (["show", TINY, "--batch", "0"], "--batch 0"),
+    (["show", TINY, "--cluster", "laptop:2"], "no cluster 'laptop:2'"),
+    (["show", TINY, "--plan", "dp=2"], "'dp=2' needs 2 devices"),
+    (["show", TINY, "--plan", "dp=two"], "'dp=two'"),
+    (["show", TINY, "--explain", "h.0.attn.q"], "no operator 'h.0.attn.q'"),
+    (["show", TINY, "--plan", "{dir}/scripts.py"], "which plan script"),
+    (["show", TINY, "--plan", "{dir}/scripts.py:three"], "no function 'three'"),
+    (["show", TINY, "--plan", "{dir}/nothing.py:three"], "no Python file"),
+    (["show", TINY, "--plan", "{dir}/wrong_script.py:wrong"], "wrong_script.py:2"),
+    (["show", "{dir}/no_build.py:tiny"], "does not define build(name)"),
+    (["show", "{dir}/no_inputs.py:tiny"], "does not define example_inputs(name, batch)"),
+    (["show", "{dir}/syntax.py:tiny"], "syntax.py:1"),
+    (["show", "{dir}/import_error.py:tiny"], "import_error.py:2"),
+    (["show", "{dir}"], "is not a build folder"),
+    (["check", TINY, "--plan", "pp=2"], "'pp=2' needs 2 devices"),
+    (["compile", TINY, "--plan", "tp=0", "-o", "{dir}/out"], "a number below 1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "fault"), MISTAKES, ids=[fault for _, fault in MISTAKES])
+def test_a_mistake_is_told_on_stderr_without_a_traceback(capsys, tmp_path, arguments, fault):
+    for name, text in BROKEN.items():
+        (tmp_path / name).write_text(text)
+    code, out, err = run(capsys, *(word.replace("{dir}", str(tmp_path)) for word in arguments))
+    assert code == 1
+    assert out == ""
+    assert re.search("^superscaler: error: ", err, re.MULTILINE)
+    assert fault in err
+    assert "remedy: " in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_script_that_is_not_there_says_which_there_are(tmp_path):
+    (tmp_path / "scripts.py").write_text(BROKEN["scripts.py"])
+    with pytest.raises(TraceError) as error:
+        load_script(f"{tmp_path}/scripts.py:NUMBER")
+    assert f"{tmp_path}/scripts.py:one, {tmp_path}/scripts.py:two" in error.value.remedy
+
+
+def test_check_compares_with_eager(capsys):
+    arguments = ["--cluster", "local:2", "--plan", "tp=2", "--dtype", "float64", *SMALL]
+    code, out, err = run(capsys, "check", TINY, *arguments)
+    assert code == 0, err
+    assert "proved complete" in out
+    differences = [float(number) for number in re.findall(r"(\d\.\d\de[+-]\d+)", out)]
+    assert differences
+    assert max(differences) < 1e-10
+
+
+def test_a_static_check_executes_nothing(capsys):
+    code, out, _ = run(capsys, "check", TINY, "--static", "--cluster", "local:2", "--plan", "pp=2", *SMALL)
+    assert code == 0
+    assert "proved complete" in out
+    assert "eager" not in out
+
+
+def test_compile_writes_a_folder_that_show_prints(capsys, tmp_path):
+    folder = tmp_path / "gpt"
+    code, out, err = run(
+        capsys, "compile", TINY, "--cluster", "local:2", "--plan", "pp=2", "-o", str(folder), *SMALL
+    )
+    assert code == 0, err
+    assert f"torchrun --nproc-per-node 2 {folder}/train.py" in out
+    assert len(list(folder.glob("stage*.py"))) == 2
+    code, out, _ = run(capsys, "show", str(folder))
+    assert code == 0
+    assert "plan 'pp=2'" in out
+    assert "programs: " in out
+
+
+def test_the_module_is_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "superscaler.cli", "show", "nothing.py:tiny"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "superscaler: error: no Python file 'nothing.py'" in done.stderr
+    assert "Traceback" not in done.stderr
