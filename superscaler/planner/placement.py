@@ -101,7 +101,7 @@ def operand_layout(
 
 
 def _slots(axes: Axes, operator: Operator, tensor: str, term: Term) -> tuple[tuple[str, Axis], ...]:
-    """Per fine dim of a tensor the letter and the axis; no letter in a dim with which the rule's do not nest."""
+    """Per fine dim of a tensor the letter and the axis; no letter in a dim where the rule does not nest."""
     slots: list[tuple[str, Axis]] = []
     for parts, letters in zip(axes.dims[tensor], term.dims, strict=True):
         own = [(letter, axis) for letter in letters for axis in axes.letters[operator.name][letter]]
