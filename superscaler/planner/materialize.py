@@ -121,11 +121,26 @@ def materialize(
         placed,
         builder.stages,
         builder.values,
-        {phase: tuple(builder.events[phase]) for phase in PHASES},
+        {phase: _keep_at_once(builder.events[phase]) for phase in PHASES},
         tuple(builder.stored),
         tuple(builder.fed),
         builder.outputs,
     )
+
+
+def _keep_at_once(events: Iterable[Event]) -> tuple[Event, ...]:
+    """Keep values as soon as they are made, so that a micro-batch's own gradients need not live to its end."""
+    events = list(events)
+    keeps = {event.read: event for event in events if isinstance(event, Keep)}
+    result: list[Event] = []
+    for event in events:
+        if isinstance(event, Keep):
+            continue
+        result.append(event)
+        writes = event.writes if isinstance(event, Run) else (event.write,)
+        result += [keeps[name] for name in writes if name in keeps]
+    assert len(result) == len(events)
+    return tuple(result)
 
 
 def _ordered(placed: PlacedGraph, orders: Iterable[Order[str]]) -> tuple[Operator, ...]:
