@@ -1,7 +1,8 @@
-"""Does verification catch what goes wrong? Every communication instruction of each plan deleted, misdirected, moved.
+"""Does verification catch what goes wrong? Every communication instruction deleted, misdirected, and moved.
 
-A mutant is harmful if the virtual cluster hangs, fails, or leaves any output, parameter or optimizer state that differs
-by more than 1e-12 relative. Goal: every harmful mutant is rejected by ``verify_programs``, every unmutated plan accepted.
+A mutant is harmful if the virtual cluster hangs, fails, or leaves any output, parameter or optimizer state
+off by more than 1e-12 relative. Goal: every harmful mutant is rejected by ``verify_programs``, and every plan
+accepted.
 """
 
 import random

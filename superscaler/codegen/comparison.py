@@ -1,4 +1,4 @@
-"""Comparison: a plan's programs on the virtual cluster against plain eager PyTorch with autograd and torch.optim."""
+"""Comparison: programs on the virtual cluster against plain eager PyTorch with autograd and torch.optim."""
 
 import copy
 import inspect
@@ -63,7 +63,7 @@ def compare_programs_with_eager(
     loss: Callable[[Any], Tensor] | None = None,
     steps: int = 2,
 ) -> Comparison:
-    """Train `steps` steps on the virtual cluster and in eager PyTorch, from the same weights on the same batch.
+    """Train `steps` steps on the virtual cluster and in eager PyTorch, from the same weights on one batch.
 
     A model with dropout is compared with its graph on one device instead: torch draws other masks.
 
@@ -119,7 +119,8 @@ def name_inputs(graph: Graph, call: inspect.BoundArguments) -> dict[str, Tensor]
     leaves = [leaf for leaf in pytree.tree_leaves(dict(call.arguments)) if isinstance(leaf, Tensor)]
     if len(leaves) != len(graph.inputs):
         raise PlanError(
-            f"the graph {graph.name!r} has the inputs {', '.join(graph.inputs)}; {len(leaves)} tensors were given",
+            f"the graph {graph.name!r} has the inputs {', '.join(graph.inputs)}; "
+            f"{len(leaves)} tensors were given",
             remedy="pass the inputs the graph was traced with",
         )
     return dict(zip(graph.inputs, leaves, strict=True))

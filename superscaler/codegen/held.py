@@ -1,4 +1,4 @@
-"""Held: what is known of a value without running anything: whose tensor, in which layout; and what a step makes of it."""
+"""Held: what is known of a value without running anything, and what a step makes of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Memory: values are freed after their last use, and the largest memory a stage's program ever holds is known."""
+"""Memory: values are freed after their last use, and the most a program ever holds is known."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,10 +31,10 @@ UPDATES = {"adamw", "sgd"}
 
 
 def free_values(program: Program) -> Program:
-    """Insert a Free behind the last use of every value; stored and fed values and outputs stay.
+    """Insert a Free behind the last use of every value; stored values, inputs and outputs stay.
 
-    What the forward of a micro-batch leaves for its backward is freed there; what was prepared or kept for the
-    whole step is freed in the update.
+    What the forward of a micro-batch leaves for its backward is freed there; what was prepared or kept for
+    the whole step is freed in the update.
     """
     bodies = {phase: [i for i in body if not isinstance(i, Free)] for phase, body in program.bodies.items()}
     staying = {*program.stored, *program.fed, *program.outputs.values()}
@@ -102,8 +102,8 @@ class MemoryUse:
 def peak_memory(program: Program) -> MemoryUse:
     """The largest memory over the whole step, by exact liveness over the stage's order of tasks.
 
-    A value counts from its write to its Free; views share their operand's memory; updates of stored values are
-    in place. Where pieces are uneven the largest counts. Scratch memory within an operator is not known.
+    A value counts from its write to its Free; views share their operand's memory; updates of stored values
+    are in place. Where pieces are uneven the largest counts. Scratch memory within an operator is not known.
     """
     return _Account(program).peak()
 
@@ -172,11 +172,11 @@ class _Account:
             self.best = MemoryUse(self.program.stage, **parts, moment=f"{task}: {walk.moment}")
 
     def _walk(self, phase: Phase, start: Iterable[str], first: bool) -> _Walk:
-        """Execute one body on paper; `first`: nothing was kept before, so a kept value takes over what it keeps."""
+        """Execute one body on paper; the `first` time, kept values take over the memory of what they keep."""
         alive = dict.fromkeys(start)
         users = Counter(self._root(name) for name in alive)
         over: dict[str, str] = {}  # kept value -> the storage it took over
-        now = self._bytes(users)
+        now = self._bytes(self._roots(alive))
         most, moment = now.copy(), "start"
         for instruction in self.program.bodies[phase]:
             added: list[str] = []

@@ -44,8 +44,8 @@ def assemble(pieces: Mapping[Place, Tensor], layout: Layout, shape: Sequence[int
     """Make the whole tensor of the pieces that devices hold; summands are combined by the layout's reducer.
 
     Args:
-        pieces: What each device of the layout's mesh holds in each micro-batch; micro-batch 0 alone, or the last
-            alone, is enough where time is not cut.
+        pieces: What each device of the layout's mesh holds in each micro-batch; one micro-batch is enough
+            where time is not cut.
         layout: How the tensor lies.
         shape: Shape of the whole tensor.
 

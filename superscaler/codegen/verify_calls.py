@@ -58,12 +58,13 @@ def _layout_fault(placed: PlacedGraph, operator: Operator, placement: Placement)
         wanted = {axis for (letter, _), cut in placement.cuts for axis in cut if letter in term.letters}
         present = {axis for cut in layout.cuts for axis in cut}
         if present != set(_wide(placement, wanted)):
-            return f"is cut over {sorted(wanted)} along the letters of {name!r}, whose layout is cut over {sorted(present)}"
+            return f"cuts letters of {name!r} over {sorted(wanted)}, but its layout over {sorted(present)}"
         summed = set(_wide(placement, _summed(rule, placement, term))) if not written else set(layout.partial)
         if summed != set(layout.partial):
             return f"reads {name!r} as summands over {layout.partial}, not {sorted(summed)}"
         if written and present | set(layout.partial) != used:
-            return f"is cut over {sorted(used)}, but writes {name!r} cut over {sorted(present)} and summed over {layout.partial}"
+            found = f"{name!r} cut over {sorted(present)} and in summands over {sorted(layout.partial)}"
+            return f"is cut over {sorted(used)}, but writes {found}"
         if written and layout.partial and layout.reducer != term.reducer:
             return f"writes {name!r} to be combined by {layout.reducer}, not {term.reducer}"
     return ""

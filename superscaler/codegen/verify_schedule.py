@@ -1,4 +1,4 @@
-"""Proof that the tasks of all stages run to their end: every message meets its receive, and nobody waits for ever."""
+"""Proof that all stages' tasks run to their end: messages meet their receives, nobody waits for ever."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ def verify_messages(programs: Sequence[Program], messages: Sequence[Messages]) -
         messages: Per stage the messages of each body, in order.
 
     Raises:
-        VerificationError: A receive meets a message of another task, or stages wait for each other; the message
+        VerificationError: A receive meets a message of another task, or stages wait for each other; the text
             shows the schedule with an arrow.
     """
     _Simulation(programs, messages).run()
@@ -138,7 +138,8 @@ class _Simulation:
         stage = self.stages[number]
         if (phase, micro_batch) != task:
             sender = message.stage
-            fault = f"receives {message.name!r} in {_task_name(*task)}, but the next message is {name!r} of {_task_name(phase, micro_batch)}"
+            other = f"{name!r} of {_task_name(phase, micro_batch)}"
+            fault = f"receives {message.name!r} in {_task_name(*task)}, but the next message is {other}"
             raise VerificationError(
                 f"stage {number} {fault} of stage {sender}:\n" + self._grid({number: fault}),
                 remedy="let both stages run their tasks in orders that send and receive in one sequence",

@@ -18,7 +18,9 @@ SIZES = {"layers": 2, "width": 16, "heads": 4, "seq": 8, "vocab": 32}
 
 
 @cache
-def tiny_gpt(layers: int = 2, batch: int = 8, dropout: float = 0.0) -> tuple[gpt.GPT, dict[str, torch.Tensor], Graph]:
+def tiny_gpt(
+    layers: int = 2, batch: int = 8, dropout: float = 0.0
+) -> tuple[gpt.GPT, dict[str, torch.Tensor], Graph]:
     """A GPT in float64, its inputs, and its training step."""
     torch.manual_seed(0)
     sizes = {**SIZES, "layers": layers}

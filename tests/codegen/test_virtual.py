@@ -44,7 +44,9 @@ def test_plans_compute_what_eager_pytorch_computes(how):
     check(*tiny_gpt(), how)
 
 
-@pytest.mark.parametrize("how", ["pp=4,micro_batches=8", "pp=3", "dp=2,tp=2,pp=4,micro_batches=4", "tp=2,pp=4,sp,zero=0"])
+@pytest.mark.parametrize(
+    "how", ["pp=4,micro_batches=8", "pp=3", "dp=2,tp=2,pp=4,micro_batches=4", "tp=2,pp=4,sp,zero=0"]
+)
 def test_deep_pipelines_compute_what_eager_pytorch_computes(how):
     check(*tiny_gpt(layers=4), how)
 

@@ -1,0 +1,13 @@
+import pytest
+
+from benchmarks.mutation import mutate
+
+
+@pytest.mark.parametrize(
+    "name", ["dp=2,tp=2", "dp=2,tp=2,pp=2,schedule=1f1b,micro_batches=4", "script: dp=2 then dp=4"]
+)
+def test_every_harmful_mutant_is_rejected(name):
+    row = mutate(name, sample=25)
+    assert row["accepted"]
+    assert row["harmful"] > 10
+    assert row["missed"] == row["crashes"] == 0, row["examples"]
