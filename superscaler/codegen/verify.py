@@ -88,7 +88,7 @@ def _run_bodies(stages: Sequence[StageProof], phase: Phase) -> None:
     for (sender, receiver), queue in channels.items():
         if queue:
             raise VerificationError(
-                f"in phase {phase}, stage {sender} sends to stage {receiver}, which never receives {queue[0]}",
+                f"phase {phase}: stage {sender} sends to stage {receiver}, which never receives {queue[0]}",
                 remedy=BY_LOWERING,
             )
 

@@ -81,7 +81,7 @@ def test_what_a_step_claims_to_leave_is_not_believed():
 @pytest.mark.parametrize(
     ("how", "stage", "phase", "kind", "change", "message"),
     [
-        ("tp=2,sp", 0, "F", Slice, lambda s: replace(s, dim=0), "slice over 'tp' is not"),
+        ("tp=2,sp", 0, "F", Slice, lambda s: replace(s, start=replace(s.start, scale=2)), "slice over"),
         ("tp=2", 0, "F", Mask, lambda m: over(m, "dp"), "mask over 'dp' is not"),
         ("pp=2", 0, "F", Send, lambda s: replace(s, stage=0), "sends to stage 0, which is no other stage"),
         ("pp=2", 0, "F", Send, lambda s: replace(s, read="add"), "but it holds add as cut"),
