@@ -154,7 +154,8 @@ class _Account:
             self._note(sum((walk.left_bytes for walk in waiting.values()), Counter()), walks[key], f"{task}")
             if key[1]:
                 self.base += walks[key].kept_bytes
-            waiting[task.micro_batch] = walks[key]
+            if walks[key].left:
+                waiting[task.micro_batch] = walks[key]
         self.base += sum((walk.left_bytes for walk in waiting.values()), Counter())
         standing = (*prepared.left, *self.kept)
         self.base -= self._bytes(self._roots(standing))
