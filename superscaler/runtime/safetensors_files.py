@@ -78,7 +78,7 @@ class TensorFiles:
             x = _select(part[(slice(leading[0][0], leading[-1][1]), *inner)], 0, leading)
         for dim, dim_runs in enumerate(runs[1:], 1):
             x = _select(x, dim, dim_runs)
-        return x
+        return x.contiguous()
 
 
 def write_stream(

@@ -4,7 +4,8 @@
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -29,13 +30,14 @@ def adamw_(
     step: int | Tensor, *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
 ) -> None:  # fmt: skip
     """One fused step of ``torch.optim.AdamW`` over lists; overwrites `ps` and the moments `ms`, `vs`."""
-    for dtype, (p, g, m, v) in _by_dtype(ps, gs, ms, vs).items():
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        steps = [torch.tensor(float(step), dtype=wide, device=p[0].device)] * len(p)
-        torch.ops.aten._fused_adamw_(
-            p, g, m, v, [], steps, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps,
-            amsgrad=False, maximize=False,
-        )  # fmt: skip
+    with _columns(ps, gs, ms, vs) as groups:
+        for dtype, (p, g, m, v) in groups.items():
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            steps = [torch.tensor(float(step), dtype=wide, device=p[0].device)] * len(p)
+            torch.ops.aten._fused_adamw_(
+                p, g, m, v, [], steps, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps,
+                amsgrad=False, maximize=False,
+            )  # fmt: skip
 
 
 def sgd(
@@ -66,23 +68,38 @@ def sgd_(
 ) -> None:  # fmt: skip
     """One fused step of ``torch.optim.SGD`` over lists, overwriting parameters and momentum buffers."""
     columns = (ps, gs) if momentum_buffers is None else (ps, gs, momentum_buffers)
-    for p, g, *buffers in _by_dtype(*columns).values():
-        torch.ops.aten._fused_sgd_(
-            p, g, buffers[0] if buffers else [], weight_decay=weight_decay, lr=lr,
-            momentum=momentum if buffers else 0.0, dampening=0.0, nesterov=False, maximize=False,
-            is_first_step=int(step) == 1,
-        )  # fmt: skip
+    with _columns(*columns) as groups:
+        for p, g, *buffers in groups.values():
+            torch.ops.aten._fused_sgd_(
+                p, g, buffers[0] if buffers else [], weight_decay=weight_decay, lr=lr,
+                momentum=momentum if buffers else 0.0, dampening=0.0, nesterov=False, maximize=False,
+                is_first_step=int(step) == 1,
+            )  # fmt: skip
 
 
-def _by_dtype(ps: Sequence[Tensor], gs: Sequence[Tensor], *states: Sequence[Tensor]) -> dict:
+@contextmanager
+def _columns(ps: Sequence[Tensor], gs: Sequence[Tensor], *states: Sequence[Tensor]) -> Iterator[dict]:
     """The columns, one group per dtype of parameter, as the fused kernels want them.
 
-    The kernels walk memory: a gradient laid out otherwise than its parameter is copied first.
+    The kernels walk memory, so all tensors of a row must lie alike: a gradient laid out otherwise is copied, and of
+    a row whose parameter lies otherwise than its states (a piece cut along an inner dim) all are, and written back.
     """
     groups: dict[torch.dtype, list[list[Tensor]]] = defaultdict(lambda: [[] for _ in range(2 + len(states))])
+    borrowed: list[tuple[Tensor, Tensor]] = []
     for p, g, *state in zip(ps, gs, *states, strict=True):
-        if g.dtype != p.dtype or g.stride() != p.stride():
-            g = torch.empty_like(p).copy_(g)
-        for column, tensor in zip(groups[p.dtype], (p, g, *state), strict=True):
+        row = [p, *state]
+        if any(tensor.stride() != p.stride() for tensor in state) or not _is_dense(p):
+            row = [tensor.contiguous() for tensor in row]
+            borrowed += [(mine, work) for mine, work in zip((p, *state), row, strict=True) if mine is not work]
+        if g.dtype != p.dtype or g.stride() != row[0].stride():
+            g = torch.empty_like(row[0]).copy_(g)
+        for column, tensor in zip(groups[p.dtype], (row[0], g, *row[1:]), strict=True):
             column.append(tensor)
-    return groups
+    yield groups
+    for mine, work in borrowed:
+        mine.copy_(work)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill a stretch of memory without holes, in any order of dims."""
+    return torch.ops.aten.is_non_overlapping_and_dense(tensor)

@@ -74,3 +74,17 @@ def test_fused_updates_take_mixed_dtypes():
         torch.testing.assert_close(
             p.double(), torch.full((3,), 0.989, dtype=torch.float64), rtol=4e-3, atol=0
         )
+
+
+def test_a_parameter_that_is_a_piece_of_another_is_updated_in_its_place():
+    torch.manual_seed(0)
+    whole, options = torch.randn(6, 8, dtype=torch.float64), {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
+    piece, g = whole.narrow(1, 2, 3), torch.randn(6, 3, dtype=torch.float64)
+    m, v = torch.rand(6, 3, dtype=torch.float64), torch.rand(6, 3, dtype=torch.float64)
+    rest = whole.clone()
+    wanted = ops.adamw(piece.clone(), g, m, v, 2, weight_decay=0.01, **options)
+    ops.adamw_([piece], [g], [m], [v], 2, weight_decay=0.01, **options)
+    for got, truth in zip((whole.narrow(1, 2, 3), m, v), wanted, strict=True):
+        torch.testing.assert_close(got, truth)
+    rest.narrow(1, 2, 3).copy_(piece)
+    assert torch.equal(whole, rest)

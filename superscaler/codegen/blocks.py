@@ -1,0 +1,220 @@
+"""Blocks: runs of instructions that repeat, found by structure, so that each is printed as one function.
+
+The numbers in module paths (``h.3.attn``) propose where a run may begin and end; two runs are the same block only
+if they have the same calls, arguments, local shapes and wiring, and parameters that differ by that prefix alone.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from superscaler.codegen.names import VIEWS
+from superscaler.codegen.program import (
+    Collective,
+    Compute,
+    Instruction,
+    Keep,
+    Mask,
+    Slice,
+    reads_of,
+    writes_of,
+)
+from superscaler.codegen.stage import Stage
+from superscaler.ir.graph import Phase
+
+SMALLEST = 4
+"""Instructions, views not counted, from which a repeated run is worth a function."""
+COUNTED = {"key"}
+"""Keywords whose integers may differ from call to call by a constant."""
+
+
+@dataclass
+class Call:
+    """One run of instructions that is a call of a block."""
+
+    prefix: str
+    """What its parameters' names begin with: ``h.3``."""
+    instructions: tuple[Instruction, ...]
+    inside: tuple[str, ...]
+    """Values it makes, in order."""
+    outside: tuple[str, ...]
+    """Values of other instructions that it reads, in order of first use; stored and fed ones are not among them."""
+    numbers: tuple[int, ...]
+    """Its own integers among the arguments, such as the keys of dropouts."""
+
+    def find(self, value: str) -> tuple[str, int] | None:
+        """Where a value is: made inside or read from outside, and its number there."""
+        if value in self._places:
+            return self._places[value]
+        return None
+
+    def at(self, place: tuple[str, int]) -> str:
+        """The inverse of `find`."""
+        return (self.inside if place[0] == "inside" else self.outside)[place[1]]
+
+    def __post_init__(self) -> None:
+        self._places = {name: ("outside", i) for i, name in enumerate(self.outside)}
+        self._places.update({name: ("inside", i) for i, name in enumerate(self.inside)})
+
+
+@dataclass
+class Block:
+    """A function that several calls share."""
+
+    phase: Phase
+    calls: list[Call] = field(default_factory=list)
+    name: str = ""
+
+    @property
+    def pattern(self) -> str:
+        """Where it is found: ``h.*``."""
+        return re.sub(r"\d+$", "*", self.calls[0].prefix)
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A call of a block, as an item of a body."""
+
+    block: Block
+    call: Call
+
+
+Item = Instruction | Repeat
+
+
+def find_blocks(stage: Stage, phase: Phase) -> tuple[list[Item], list[Block]]:
+    """A body with its repeated runs replaced by calls, and the blocks that are called."""
+    body = stage.bodies[phase]
+    modules = _modules(stage, body)
+    blocks: dict[tuple, Block] = {}
+    pending = [(0, len(body), 0)]
+    chosen: dict[int, tuple[int, Call, tuple]] = {}
+    while pending:
+        runs, deeper = [], []
+        for start, stop, depth in pending:
+            for first, last, prefix in _runs(modules, start, stop, depth):
+                instructions = body[first:last]
+                call, key = _canonical(stage, prefix, instructions)
+                runs.append((first, last, depth, call, key))
+        counts: dict[tuple, int] = {}
+        for *_, key in runs:
+            counts[key] = counts.get(key, 0) + 1
+        for first, last, depth, call, key in runs:
+            if counts[key] > 1 and _weight(call.instructions) >= SMALLEST:
+                chosen[first] = last, call, key
+            else:
+                deeper.append((first, last, depth + 1))
+        pending = deeper
+    items: list[Item] = []
+    position = 0
+    while position < len(body):
+        if position not in chosen:
+            items.append(body[position])
+            position += 1
+            continue
+        position, call, key = (chosen[position][0], *chosen[position][1:])
+        block = blocks.setdefault(key, Block(phase))
+        block.calls.append(call)
+        items.append(Repeat(block, call))
+    return items, list(blocks.values())
+
+
+def _modules(stage: Stage, body: Sequence[Instruction]) -> list[str]:
+    """The module each instruction belongs to; empty where it belongs to none."""
+    modules = []
+    for instruction in body:
+        module = ""
+        if isinstance(instruction, Compute) and instruction.operator:
+            module = stage.graph.by_name[instruction.operator].module
+        elif isinstance(instruction, (Compute, Collective, Slice, Mask, Keep)):
+            tensor = stage.value(reads_of(instruction)[0]).tensor
+            writer = stage.graph.writer.get(tensor)
+            module = writer.module if writer else tensor.rpartition(".")[0]
+        modules.append(module)
+    return modules
+
+
+def _prefix(module: str, depth: int) -> str:
+    """The module's path up to its number number `depth`.
+
+    >>> _prefix("stages.0.blocks.2.attn", 1), _prefix("ln_f", 0)
+    ('stages.0.blocks.2', '')
+    """
+    parts = module.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
+    return ".".join(parts[: numbers[depth] + 1]) if depth < len(numbers) else ""
+
+
+def _runs(modules: Sequence[str], start: int, stop: int, depth: int) -> Iterable[tuple[int, int, str]]:
+    first, current = start, ""
+    for position in range(start, stop + 1):
+        prefix = _prefix(modules[position], depth) if position < stop else ""
+        if prefix != current:
+            if current:
+                yield first, position, current
+            first, current = position, prefix
+
+
+def _weight(instructions: Iterable[Instruction]) -> int:
+    return sum(not (isinstance(i, Keep) or (isinstance(i, Compute) and i.kind in VIEWS)) for i in instructions)
+
+
+def _canonical(stage: Stage, prefix: str, instructions: Sequence[Instruction]) -> tuple[Call, tuple]:
+    """The run as a call, and a key that is equal for calls of one block."""
+    inside: dict[str, int] = {}
+    outside: dict[str, int] = {}
+    numbers: list[int] = []
+    own = stage.program
+    direct = {*own.stored, *own.fed}
+
+    def name(value: str) -> tuple:
+        if value in inside:
+            return ("inside", inside[value])
+        if value not in own.values or value in direct:
+            return ("direct", _within(value, prefix))
+        outside.setdefault(value, len(outside))
+        return ("outside", outside[value])
+
+    def constant(keyword: tuple[str, object]) -> object:
+        key, value = keyword
+        if key in COUNTED and isinstance(value, int):
+            numbers.append(value)
+            return key, "number", value - numbers[0]
+        return key, repr(value)
+
+    key: list[object] = []
+    for instruction in instructions:
+        reads = tuple(map(name, reads_of(instruction)))
+        extra: tuple = ()
+        if isinstance(instruction, Compute):
+            keywords = tuple(map(constant, instruction.keywords))
+            extra = (instruction.kind, repr(instruction.arguments), keywords)
+        elif isinstance(instruction, Keep):
+            place, kept = stage.kept[instruction.write]
+            extra = (place, _within(kept, prefix), instruction.add)
+        elif isinstance(instruction, Collective):
+            extra = (instruction.step.kind, instruction.step.axis, instruction.dim, instruction.from_dim,
+                     instruction.step.before.reducer)  # fmt: skip
+        elif isinstance(instruction, Slice):
+            extra = (instruction.step.axis, instruction.dim, instruction.start, instruction.length)
+        elif isinstance(instruction, Mask):
+            extra = (instruction.step.axis,)
+        else:
+            extra = (id(instruction),)
+        shapes = []
+        if not isinstance(instruction, Keep):
+            for value in writes_of(instruction):
+                inside[value] = len(inside)
+                shapes.append((stage.value(value).shape, stage.value(value).dtype))
+        key.append((type(instruction).__name__, reads, extra, tuple(shapes)))
+    for value in outside:
+        key.append((stage.value(value).shape, stage.value(value).dtype))
+    return Call(prefix, tuple(instructions), tuple(inside), tuple(outside), tuple(numbers)), tuple(key)
+
+
+def _within(name: str, prefix: str) -> tuple[bool, str]:
+    """Whether a name lies under a module, and the rest of it."""
+    for separator in ("./|"):
+        if name.startswith(prefix + separator):
+            return True, name[len(prefix) :]
+    return False, name

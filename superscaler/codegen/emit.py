@@ -1,0 +1,224 @@
+"""Emit: one stage as a Python file that `torchrun` can run and a person can read."""
+
+import re
+from collections.abc import Sequence
+
+from superscaler.codegen.emit_phases import Emitted, Phases, emit_phases
+from superscaler.codegen.emit_update import emit_update
+from superscaler.codegen.name_tables import NameTables
+from superscaler.codegen.program import Exchange, Program, Send
+from superscaler.codegen.source_lines import INDENT, WIDTH, statement
+from superscaler.codegen.stage import Stage
+from superscaler.ir.graph import Phase
+from superscaler.ir.mesh import TIME, format_devices
+from superscaler.planner.plan import Plan
+from superscaler.planner.show import axes_cut
+
+_ACCUMULATE = '''def accumulate(sums, name, value):
+    """Add the value of one more micro-batch."""
+    sums[name] = sums[name].add_(value) if name in sums else value
+'''
+
+
+def emit(plan: Plan, program: Program) -> str:
+    """The source of one stage's program."""
+    stage, tables = Stage(plan, program), NameTables()
+    phases = emit_phases(stage)
+    functions, returned = list(phases.functions), ()
+    update = None
+    if stage.bodies[Phase.UPDATE]:
+        prepared = dict(zip(phases.prepared_values, phases.prepared, strict=True))
+        update, returned = emit_update(stage, tables, prepared)
+        functions.append(update)
+    functions.append(_step(stage, phases, update, returned))
+    parts = ["\n".join(function.lines) + "\n" for function in functions]
+    if any("accumulate" in function.uses for function in functions):
+        parts.insert(0, _ACCUMULATE)
+    constants = [*tables.lines, *_schedule_table(stage)]
+    body = "\n\n".join(parts)
+    head = _docstring(stage) + "\n" + _imports(body)
+    if constants:
+        head += "\n" + "\n".join(constants) + "\n"
+    return f"{head}\n\n{body}"
+
+
+def _imports(body: str) -> str:
+    lines = ["import torch"]
+    if re.search(r"\bF\.\w", body):
+        lines.append("import torch.nn.functional as F")
+    if re.search(r"\bops\.\w", body):
+        lines += ["", "from superscaler.runtime import ops"]
+    return "\n".join(lines) + "\n"
+
+
+def _docstring(stage: Stage) -> str:
+    """Which model, plan and devices; what is cut over which mesh axis; how to run and read it."""
+    program, plan = stage.program, stage.plan
+    stages = len(plan.materialized.stages)
+    ranks = f"rank{'s' if len(program.mesh.devices) > 1 else ''} {format_devices(program.mesh.devices)}"
+    part = f", stage {program.stage} of {stages}" if stages > 1 else ""
+    entry = "train.py" if stage.graph.is_training else "run.py"
+    lines = [f'"""{stage.graph.name} under the plan {plan.name}{part}: what {ranks} run{"s" * (ranks[4] != "s")}.', ""]
+    lines += [f"{INDENT}torchrun --nproc-per-node {plan.num_devices} {entry}", ""]
+    placed = plan.placed.placements
+    here = [o for o in stage.graph.operators if placed[o.name].mesh == program.mesh]
+    for name, size in program.mesh.axes:
+        cut = [re.sub(r" \(\d+ operators\)$", "", text) for text in axes_cut(plan, here, name)]
+        lines += _wrapped(f"{name}: {size} devices, cuts {', '.join(cut) or 'nothing: replicas'}.")
+    if stage.micro_batches > 1:
+        lines += _wrapped(f"{TIME}: {stage.micro_batches} micro-batches, one after another, cut the batch.")
+    lines += _wrapped(
+        "p, state and grads map names to this rank's pieces; comments show local shapes, and why ranks communicate."
+    )
+    return "\n".join([*lines, '"""', ""])
+
+
+def _wrapped(text: str) -> list[str]:
+    lines, line = [], ""
+    for word in text.split():
+        if len(line) + len(word) + 1 > WIDTH:
+            lines.append(line)
+            line = INDENT + word
+        else:
+            line = f"{line} {word}" if line else word
+    return [*lines, line]
+
+
+def _schedule_table(stage: Stage) -> list[str]:
+    if not _needs_table(stage):
+        return []
+    words = " ".join(map(str, stage.program.tasks))
+    if len(words) + 20 <= WIDTH:
+        return [f'SCHEDULE = "{words}"']
+    lines = [f'{INDENT}"{line} "' for line in _lines_of(words, WIDTH - 10)]
+    return ["SCHEDULE = (", *lines, ")"]
+
+
+def _lines_of(words: str, width: int) -> list[str]:
+    lines, line = [], ""
+    for word in words.split():
+        if len(line) + len(word) + 1 > width:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+    return [*lines, line]
+
+
+def _needs_table(stage: Stage) -> bool:
+    return len(stage.program.tasks) > 2 and any(task.phase is Phase.BACKWARD for task in stage.program.tasks)
+
+
+def _step(stage: Stage, phases: Phases, update: Emitted | None, returned: Sequence[str]) -> Emitted:
+    """``train_step`` or ``infer_step``: the phases in the order of the schedule."""
+    is_training = stage.graph.is_training
+    emitted = [*phases.by_phase.values(), *([update] if update else [])]
+    uses = {name for function in emitted for name in function.parameters}
+    lines = ["@torch.no_grad()"]
+    if is_training:
+        lines.append("def train_step(p, state, micro_batches, step, rt):")
+        lines.append(f'{INDENT}"""Train one step: updates `p` and `state` in place; returns the loss where it is known."""')
+    else:
+        lines.append("def infer_step(p, micro_batches, rt):")
+        lines.append(f'{INDENT}"""Compute the outputs of all micro-batches; empty where other stages have them."""')
+    dicts = [name for name in ("grads", "kept") if name in uses]
+    if dicts:
+        lines += statement(f"{', '.join(dicts)} = {', '.join(['{}'] * len(dicts))}")
+    prepare = phases.by_phase.get(Phase.PREPARE)
+    if prepare is not None:
+        targets = ", ".join(phases.prepared) + ("," if len(phases.prepared) == 1 else "")
+        lines += statement(f"{targets} = {_call(prepare, 'micro_batches[0]')}")
+    lines += _tasks(stage, phases)
+    if update is not None:
+        target = f"{_results(returned)} = " if returned else ""
+        lines += statement(f"{target}{_call(update)}")
+    if any(isinstance(i, (Send, Exchange)) for body in stage.bodies.values() for i in body):
+        lines += statement("rt.finish()", "all that was sent has left")
+    lines += statement(f"return {{{', '.join(_outputs(stage, phases, returned))}}}")
+    return Emitted("train_step" if is_training else "infer_step", (), tuple(lines))
+
+
+def _call(function: Emitted, batch: str = "batch", saved: str = "saved", mb: str = "mb") -> str:
+    words = {"batch": batch, "saved": saved, "mb": mb}
+    return f"{function.name}({', '.join(words.get(name, name) for name in function.parameters)})"
+
+
+def _tasks(stage: Stage, phases: Phases) -> list[str]:
+    """Forward and backward tasks: in a line, in a loop, or by the table."""
+    forward, backward = phases.by_phase.get(Phase.FORWARD), phases.by_phase.get(Phase.BACKWARD)
+    if forward is None and backward is None:
+        return []
+    if _needs_table(stage):
+        return _table_loop(phases, forward, backward)
+    lines: list[str] = []
+    if stage.micro_batches == 1:
+        lines += statement("batch = micro_batches[0]") if _uses_batch(forward, backward) else []
+        if forward is not None:
+            call = _call(forward, mb="0")
+            target = "results = " if phases.returned else ""
+            lines += statement(f"saved = [{call}]" if phases.returns_saved else f"{target}{call}")
+        if backward is not None:
+            lines += statement(_call(backward, saved="saved.pop()", mb="0"))
+        return lines
+    assert forward is not None
+    lines += ["    results = []"] if phases.returned else []
+    lines += statement("for mb, batch in enumerate(micro_batches):" if "mb" in forward.parameters else "for batch in micro_batches:")
+    call = _call(forward)
+    return lines + statement(f"results.append({call})" if phases.returned else call, indent=2)
+
+
+def _uses_batch(*functions: Emitted | None) -> bool:
+    return any(function is not None and "batch" in function.parameters for function in functions)
+
+
+def _table_loop(phases: Phases, forward: Emitted | None, backward: Emitted | None) -> list[str]:
+    lines = [f"{INDENT}saved = {{}}"] if phases.returns_saved else []
+    lines += [f"{INDENT}for task in SCHEDULE.split():", f"{INDENT * 2}phase, mb = task[0], int(task[1:])"]
+    branches = [
+        ("F", _call(forward, "micro_batches[mb]") if forward else "", "saved[mb] = " if phases.returns_saved else ""),
+        ("B", _call(backward, "micro_batches[mb]", "saved.pop(mb)") if backward else "", ""),
+    ]
+    word = "if"
+    for letter, call, target in branches:
+        if call:
+            lines.append(f'{INDENT * 2}{word} phase == "{letter}":')
+            lines += statement(target + call, indent=3)
+            word = "elif"
+    return lines
+
+
+def _results(names: Sequence[str]) -> str:
+    return ", ".join(f"output_{number}" for number in range(len(names))) if len(names) > 1 else "output"
+
+
+def _outputs(stage: Stage, phases: Phases, returned: Sequence[str]) -> list[str]:
+    """The entries of the dict a step returns."""
+    entries = []
+    forward = list(phases.returned)
+    for number, (name, value) in enumerate(stage.program.outputs.items()):
+        key = "loss" if stage.graph.is_training and number == 0 else name
+        if value in stage.kept:
+            place, entry = stage.kept[value]
+            text = f'{place}["{entry}"]'
+        elif name in returned:
+            index = list(returned).index(name)
+            text = "output" if len(returned) == 1 else f"output_{index}"
+        elif name in forward:
+            text = _gathered(stage, value, forward.index(name), len(forward))
+        else:
+            continue
+        entries.append(f'"{key}": {text}')
+    return entries
+
+
+def _gathered(stage: Stage, value: str, index: int, count: int) -> str:
+    """An output of all micro-batches."""
+    item = "result" if count == 1 else f"result[{index}]"
+    if stage.micro_batches == 1:
+        return item.replace("result", "results")
+    layout, position = stage.value(value).layout, 0
+    for dim, parts in enumerate(stage.plan.placed.axes.dims[stage.value(value).tensor]):
+        if any(TIME in layout.cuts[position + i] for i in range(len(parts))):
+            return f"torch.cat([{item} for result in results], {dim})"
+        position += len(parts)
+    return item.replace("result", "results[-1]", 1)

@@ -1,0 +1,396 @@
+"""Function: the source of one generated function, written instruction by instruction."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from superscaler.codegen.expressions import METHODS, Text, call
+from superscaler.codegen.names import VIEWS, Scope
+from superscaler.codegen.program import (
+    Collective,
+    Compute,
+    Exchange,
+    Instruction,
+    Keep,
+    Mask,
+    Receive,
+    Send,
+    Slice,
+    reads_of,
+    writes_of,
+)
+from superscaler.codegen.reasons import reason
+from superscaler.codegen.sizes import Sizes
+from superscaler.codegen.source_lines import INDENT, WIDTH, statement
+from superscaler.codegen.stage import Stage
+from superscaler.ir.graph import Ref
+from superscaler.ir.tensor import Role
+from superscaler.planner.steps import StepKind
+
+RESERVED = (
+    "p", "at", "rt", "ops", "torch", "F", "batch", "grads", "kept", "state", "saved", "mb", "step", "key", "layer",
+    "blocks", "name", "accumulate", "pieces",
+)  # fmt: skip
+_CHAIN = 80
+"""Longest chain of calls on one line, in characters."""
+_CHAIN_START = 50
+"""Longest call that views are put behind on the same line, in characters."""
+_SCALAR_READERS = {"aten.where.self", "aten.add.Tensor", "aten.mul.Tensor", "aten.sub.Tensor", "aten.div.Tensor"}
+
+
+class Function:
+    """One function under construction.
+
+    Args:
+        stage: The program it is part of.
+        name: Of the function.
+        prefix: For a block: the part of parameters' names that is the argument ``at``.
+        numbers: For a block whose calls count: the first call's numbers, relative to which ``key`` counts.
+    """
+
+    def __init__(self, stage: Stage, name: str, prefix: str = "", numbers: Sequence[int] = ()) -> None:
+        self.stage, self.name, self.prefix, self.numbers = stage, name, prefix, numbers
+        self.sizes = Sizes(stage.program.mesh, stage.cuts)
+        self.scope = Scope((*RESERVED, *stage.program.mesh.names))
+        self.lines: list[str] = []
+        self.used: set[str] = set()
+        self.special: dict[str, str] = {}
+        self.targets: dict[str, str] = {}
+        self.indent = 1
+        self._inline: dict[str, Text] = {}
+        self._root: dict[str, str] = {}
+        self._fresh: set[str] = set()
+        self._kept_roots: set[str] = set()
+        self._last: dict[str, int] = {}
+        self._here = 0
+
+    # values
+
+    def argument(self, value: str, name: str = "") -> str:
+        """Bind a value that is passed in, by preference as `name`; returns its name."""
+        return self.scope.bind(value, name or self.stage.hint(value))
+
+    def unpack(self, names: Sequence[str], source: str) -> None:
+        """Append ``a, b = source``."""
+        text = ", ".join(names) + ("," if len(names) == 1 else "")
+        is_long = len(INDENT + text + source) + 3 > WIDTH
+        self.add(f"({text}) = {source}" if is_long else f"{text} = {source}")
+
+    def key(self, name: str) -> str:
+        """A dict key, relative to ``at`` in a block."""
+        if self.prefix and name.startswith((f"{self.prefix}.", f"{self.prefix}/", f"{self.prefix}|")):
+            self.used.add("at")
+            return f'f"{{at}}{name[len(self.prefix) :]}"'
+        return f'"{name}"'
+
+    def read(self, value: str) -> Text:
+        """The text of a value."""
+        program = self.stage.program
+        if value in self._inline:
+            return self._inline.pop(value)
+        if value in self.scope.names:
+            return Text(self.scope.names[value])
+        if value in self.special:
+            return Text(self.special[value])
+        if value in self.stage.kept:
+            place, key = self.stage.kept[value]
+            return Text(f"{self.use(place)}[{self.key(key)}]")
+        if value in program.stored:
+            is_state = self.stage.graph.tensors[self.stage.value(value).tensor].role is Role.STATE
+            return Text(f"{self.use('state' if is_state else 'p')}[{self.key(value)}]")
+        if value in program.fed:
+            return Text(f'{self.use("batch")}["{value}"]')
+        assert value not in program.values, f"{self.name} reads {value}, which it does not hold"
+        return Text(self.use("step"))
+
+    def use(self, argument: str) -> str:
+        """Note that the function needs an argument."""
+        self.used.add(argument)
+        return argument
+
+    # statements
+
+    def add(self, text: str, comment: str = "") -> None:
+        """Append a statement."""
+        self.lines += statement(text, comment, self.indent)
+
+    def run(
+        self,
+        items: Sequence[Any],
+        outputs: Collection[str],
+        reads: Callable[[Any], Collection[str]] = reads_of,
+        other: Callable[[Any], None] | None = None,
+    ) -> None:
+        """Append instructions.
+
+        Args:
+            items: Instructions, or other things that `other` writes.
+            outputs: Values needed after them.
+            reads: What an item reads.
+            other: Writes an item that is no instruction.
+        """
+        self._last = {name: i for i, item in enumerate(items) for name in reads(item)}
+        self._last.update(dict.fromkeys(outputs, len(items)))
+        for position, item in enumerate(items):
+            self._here = position
+            following = next((i for i in items[position + 1 :] if not isinstance(i, Keep)), None)
+            if isinstance(item, Instruction):
+                self.write(item, following)
+            elif other is not None:
+                other(item)
+
+    def dead(self) -> frozenset[str]:
+        """Named values nobody reads after the current item."""
+        return frozenset(name for name in self.scope.names if self._last.get(name, -1) <= self._here)
+
+    def bind(self, value: str) -> str:
+        """Name a new value."""
+        return self.scope.bind(value, self.stage.hint(value), self.dead())
+
+    def is_read_later(self, value: str) -> bool:
+        """Whether the function still needs a value after the current item."""
+        return self._last.get(value, -1) > self._here
+
+    def free_before_loop(self, least_bytes: int) -> None:
+        """Append ``del`` of large values nobody needs any more."""
+        program = self.stage.program
+        gone = [v for v in self.dead() if v in program.values and self.stage.num_bytes(v) >= least_bytes]
+        gone = [v for v in self.scope.names if v in gone and self._last.get(v, -1) < self._here]
+        if gone:
+            self.add(f"del {', '.join(self.scope.names[value] for value in gone)}")
+            for value in gone:
+                self.scope.release(value)
+
+    # instructions
+
+    def write(self, instruction: Instruction, following: Any) -> None:
+        """Append one instruction; `following` is the next one, where it may be joined with it."""
+        match instruction:
+            case Compute():
+                self._compute(instruction, following)
+            case Collective():
+                self._collective(instruction)
+            case Slice(read=read, write=write):
+                self._root[write] = self._root.get(read, read)
+                text = self.read(read).atom + self.piece(instruction)
+                self._assign(write, text, f"own piece along {instruction.step.axis} {self.shape(write)}")
+            case Mask():
+                self._mask(instruction, following)
+            case Send(read=read, stage=stage):
+                self.use("rt")
+                self.add(f"rt.send({self.read(read)}, {stage})", f"to stage {stage} {self.shape(read)}")
+            case Receive(write=write, stage=stage):
+                self.use("rt")
+                value = self.stage.value(write)
+                shape = self.sizes.shape(value.shape) + ("," if len(value.shape) == 1 else "")
+                text = f"rt.receive(({shape}), torch.{value.dtype}, {stage})"
+                self._fresh.add(write)
+                self._assign(write, text, f"from stage {stage}")
+            case Exchange(read=read, write=write, name=name):
+                self.use("rt")
+                text = f'rt.exchange({self.read(read) if read else None}, "{name}")'
+                if write:
+                    self._fresh.add(write)
+                    self._assign(write, text, f"redistribute {self.shape(write)}")
+                else:
+                    self.add(text, "redistribute")
+            case Keep():
+                self._keep(instruction)
+            case _:
+                raise AssertionError(instruction)
+
+    def piece(self, instruction: Slice) -> str:
+        """The method call that takes one's own piece of a tensor."""
+        start, dim, axis = instruction.start, instruction.dim, instruction.step.axis
+        if start.axes == (axis,) and len(set(start.pieces)) == 1:
+            place = f", {dim}" if dim else ""
+            return f".chunk({len(start.pieces)}{place})[{self.sizes.coordinate(axis)}]"
+        return f".narrow({dim}, {self.sizes.offset(start)}, {self.sizes.extent(instruction.length)})"
+
+    def _compute(self, instruction: Compute, following: Any) -> None:
+        texts = [self.read(name) for name in instruction.reads]
+        if instruction.kind in ("full", "aten.arange", "aten.arange.start", "aten.arange.start_step"):
+            self.use("rt")
+        write = instruction.writes[0]
+        own_shape = ("local", list(self.stage.value(write).shape))
+        keywords = tuple(keyword for keyword in instruction.keywords if keyword != own_shape)
+        text = call(replace(instruction, keywords=keywords), texts, self.sizes, self._counted)
+        if instruction.kind in VIEWS and instruction.reads:
+            self._root[write] = self._root.get(instruction.reads[0], instruction.reads[0])
+        else:
+            self._fresh.update(instruction.writes)
+        if len(instruction.writes) == 1 and self._is_read_next_alone(write, following):
+            if self._is_scalar(instruction, following):
+                self._inline[write] = Text(repr(float(instruction.arguments[1])))
+                return
+            longest = _CHAIN if instruction.kind in VIEWS else _CHAIN_START
+            if self._is_chain(instruction, following) and len(text.atom) < longest:
+                self._inline[write] = text
+                return
+        self._assign_all(instruction.writes, str(text))
+
+    def _counted(self, keyword: tuple[str, Any]) -> str:
+        """The text of an integer that differs from call to call of a block."""
+        key, value = keyword
+        if key != "key" or not self.numbers or not isinstance(value, int):
+            return ""
+        self.use("key")
+        return "key" if value == self.numbers[0] else f"key {'+' if value > self.numbers[0] else '-'} " + str(
+            abs(value - self.numbers[0])
+        )
+
+    def _is_read_next_alone(self, value: str, following: Any) -> bool:
+        readers = self.stage.readers.get(value, [])
+        return (
+            len(readers) == 1
+            and readers[0][1] is following
+            and isinstance(following, Compute)
+            and following.reads.count(value) == 1
+            and not self.is_read_after(value, self._here + 2)
+        )
+
+    def is_read_after(self, value: str, position: int) -> bool:
+        """Whether a value is an output or read at `position` or later."""
+        return self._last.get(value, -1) >= position
+
+    def _is_chain(self, instruction: Compute, following: Compute) -> bool:
+        first = following.arguments[0] if following.arguments else None
+        reads_it_first = isinstance(first, Ref) and following.reads[first.index] == instruction.writes[0]
+        return following.kind in METHODS and reads_it_first
+
+    def _is_scalar(self, instruction: Compute, following: Compute) -> bool:
+        if instruction.kind != "full" or instruction.arguments[0] or following.kind not in _SCALAR_READERS:
+            return False
+        dtype = self.stage.value(following.writes[0]).dtype
+        others = [name for name in following.reads if name != instruction.writes[0]]
+        return "float" in dtype and any(
+            self.stage.value(name).dtype == dtype and self.stage.value(name).shape for name in others
+        )
+
+    def _collective(self, instruction: Collective) -> None:
+        step, read, write = instruction.step, instruction.read, instruction.write
+        self.use("rt")
+        axis, text = self.sizes.axis(step.axis), str(self.read(read))
+        comment = f"{reason(self.stage, instruction)} {self.shape(write)}"
+        if step.kind is StepKind.ALL_REDUCE:
+            if not self._may_overwrite(read):
+                text = f"{self.read(read).atom}.clone()"
+            operation = "" if step.before.reducer == "sum" else f', "{step.before.reducer}"'
+            self._root[write] = self._root.get(read, read)
+            self._assign(write, f"rt.all_reduce({text}, {axis}{operation})", comment)
+            return
+        self._fresh.add(write)
+        dims = f"{instruction.dim}, {instruction.from_dim}" if step.kind is StepKind.ALL_TO_ALL else instruction.dim
+        self._assign(write, f"rt.{step.kind}({text}, {axis}, {dims})", comment)
+
+    def _may_overwrite(self, value: str) -> bool:
+        """Whether the memory of a value belongs to it alone from here on."""
+        root = self._root.get(value, value)
+        if root not in self._fresh:
+            return False
+        sharing = [root, *(other for other, its in self._root.items() if its == root)]
+        for other in sharing:
+            kept = other in self.stage.keeps or self.stage.is_sent(other)
+            if kept or (self._last.get(other, -1) > self._here):
+                return False
+        return not any(
+            isinstance(i, Compute) and i.kind == "aten.expand"
+            for other in sharing
+            for _, i in self.stage.readers.get(other, ())
+        )
+
+    def _mask(self, instruction: Mask, following: Any) -> None:
+        read, write, axis = instruction.read, instruction.write, instruction.step.axis
+        text = self.read(read)
+        condition = f"{self.sizes.coordinate(axis)} == 0"
+        is_bias = isinstance(following, Compute) and following.kind == "linear"
+        readers = self.stage.readers.get(write, [])
+        if is_bias and len(readers) == 1 and readers[0][1] is following and following.reads[2:] == (write,):
+            self._assign(write, f"{text} if {condition} else None", f"added once along {axis}", hint="bias")
+            return
+        self._root[write] = self._root.get(read, read)
+        self._assign(write, f"{text} if {condition} else torch.zeros_like({text})", f"counts once along {axis}")
+
+    def _keep(self, keep: Keep) -> None:
+        if len(self.stage.readers.get(keep.read, ())) > 1:  # else written in place of the value's own name
+            self._put(keep, str(self.read(keep.read)))
+
+    def _put(self, keep: Keep, text: str, comment: str = "") -> None:
+        """Keep a value, as a copy where something else shares its memory: what is kept is overwritten later."""
+        place, key = self.stage.kept[keep.write]
+        self.use(place)
+        root = self._root.get(keep.read, keep.read)
+        is_shared = self.is_read_later(keep.read) and keep.add and self.stage.micro_batches > 1
+        if root not in self._fresh or root in self._kept_roots or is_shared:
+            text = f"({text}).clone()" if " " in text else f"{text}.clone()"
+        self._kept_roots.add(root)
+        if keep.add and self.stage.micro_batches > 1:
+            self.use("accumulate")
+            self.add(f"accumulate({place}, {self.key(key)}, {text})", comment)
+        else:
+            self.add(f"{place}[{self.key(key)}] = {text}", comment)
+
+    def _assign(self, write: str, text: str, comment: str, hint: str = "") -> None:
+        keep = self._sole_keep(write)
+        if keep is not None:
+            self._put(keep, text, comment)
+            return
+        if write in self.targets:
+            self.add(f"{self.targets[write]} = {text}", comment)
+            return
+        name = self.scope.bind(write, hint, self.dead()) if hint else self.bind(write)
+        self.add(f"{name} = {text}", comment)
+
+    def _assign_all(self, writes: Sequence[str], text: str) -> None:
+        if len(writes) == 1:
+            self._assign(writes[0], text, self.shape(writes[0]))
+            return
+        targets, later = [], []
+        for write in writes:
+            keep = self._sole_keep(write)
+            if keep is not None and not (keep.add and self.stage.micro_batches > 1):
+                place, key = self.stage.kept[keep.write]
+                targets.append(f"{self.use(place)}[{self.key(key)}]")
+            elif keep is None and not self.stage.readers.get(write) and not self.is_read_later(write):
+                targets.append("_")
+            else:
+                targets.append(self.targets.get(write) or self.bind(write))
+                if keep is not None:
+                    later.append((keep, targets[-1]))
+        self.add(f"{', '.join(targets)} = {text}", self.shape(writes[0]))
+        for keep, name in later:
+            self._put(keep, name)
+
+    def _sole_keep(self, value: str) -> Keep | None:
+        """The Keep that is the only reader of a value."""
+        keep = self.stage.keeps.get(value)
+        return keep if keep is not None and len(self.stage.readers[value]) == 1 else None
+
+    def shape(self, value: str) -> str:
+        """A value's local shape, as comments show it."""
+        return self.sizes.shown(self.stage.value(value).shape)
+
+    # the whole
+
+    def source(self, parameters: Sequence[str], docstring: str, result: str = "") -> list[str]:
+        """The function as lines: the parameters it uses, in this order, then its variables and statements."""
+        if self.sizes.used_axes:
+            self.use("rt")
+        head = f"def {self.name}({', '.join(parameters)}):"
+        lines = statement(head, indent=0)
+        lines.append(f'{INDENT}"""{docstring}"""')
+        lines += [INDENT + line for line in self.sizes.lines() if line]
+        lines += self.lines
+        if result:
+            lines += statement(f"return {result}", indent=1)
+        return lines
+
+    @property
+    def needs(self) -> set[str]:
+        """Arguments it uses, beyond values passed in."""
+        extra = set()
+        if self.sizes.used_axes - {"mb"}:
+            extra.add("rt")
+        if self.sizes.uses_micro_batch:
+            extra.add("mb")
+        return self.used | extra

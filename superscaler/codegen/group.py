@@ -1,0 +1,165 @@
+"""Group: the instructions of the update in few groups of one kind, which are printed as one call on lists.
+
+The order of messages between stages stays as it is; within that and the data dependencies, instructions that can be
+joined wait for one another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from superscaler.codegen.program import (
+    Collective,
+    Compute,
+    Exchange,
+    Instruction,
+    Receive,
+    Send,
+    Slice,
+    Store,
+    reads_of,
+    writes_of,
+)
+from superscaler.codegen.stage import Stage
+from superscaler.ir.graph import Phase
+from superscaler.planner.steps import StepKind
+
+OPTIMIZERS = {"adamw": 4, "sgd": 3}
+"""Kinds that update in place, and how many tensors they read at most before the number of the step."""
+_JOINED = {StepKind.ALL_REDUCE, StepKind.REDUCE_SCATTER, StepKind.ALL_GATHER}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Instructions of one signature that run together; mostly one alone."""
+
+    instructions: tuple[Instruction, ...]
+
+
+@dataclass(frozen=True)
+class Update:
+    """The update of a stage."""
+
+    groups: tuple[Group, ...]
+    in_place: dict[str, str]
+    """Result of an optimizer -> the value it overwrites."""
+
+
+def group_update(stage: Stage) -> Update:
+    """Bring the update of a stage into groups."""
+    body = stage.bodies[Phase.UPDATE]
+    in_place = _in_place(body)
+    stores = {i for i in body if isinstance(i, Store) and in_place.get(i.read) == i.write}
+    body = [i for i in body if i not in stores]
+    waits = _dependencies(stage, body, in_place)
+    groups: list[Group] = []
+    done: set[int] = set()
+    left = list(range(len(body)))
+    while left:
+        ready = [i for i in left if waits[i] <= done]
+        assert ready, "the update waits for itself"
+        urgency = min(_urgency(body[i]) for i in ready)
+        ready = [i for i in ready if _urgency(body[i]) == urgency]
+        signature = _signature(stage, body[ready[0]])
+        chosen = [i for i in ready if signature and _signature(stage, body[i]) == signature] or ready[:1]
+        groups.append(Group(tuple(body[i] for i in chosen)))
+        done.update(chosen)
+        left = [i for i in left if i not in done]
+    return Update(tuple(groups), in_place)
+
+
+def _in_place(body: Sequence[Instruction]) -> dict[str, str]:
+    """Which operands optimizers overwrite: all results of one that are stored again."""
+    sliced = {i.write: i.read for i in body if isinstance(i, Slice)}
+    stored = {i.read: i.write for i in body if isinstance(i, Store)}
+    table: dict[str, str] = {}
+    for instruction in body:
+        if not isinstance(instruction, Compute) or instruction.kind not in OPTIMIZERS:
+            continue
+        parameter, _, *states = instruction.reads[:-1]
+        operands = [parameter, *states]
+        states_stay = all(stored.get(new) == old for new, old in zip(instruction.writes[1:], states, strict=False))
+        is_stored = stored.get(instruction.writes[0]) == parameter or parameter in sliced
+        if states_stay and is_stored and len(instruction.writes) == len(operands):
+            table.update(zip(instruction.writes, operands, strict=True))
+    return table
+
+
+def _dependencies(stage: Stage, body: Sequence[Instruction], in_place: dict[str, str]) -> list[set[int]]:
+    """Per instruction the numbers of those that must have run."""
+    writer = {name: i for i, instruction in enumerate(body) for name in writes_of(instruction) if not _is_store(instruction)}
+    source = {i.write: i.read for i in body if isinstance(i, Slice)}
+    readers: dict[str, set[int]] = {}
+    for number, instruction in enumerate(body):
+        for name in reads_of(instruction):
+            while name is not None:
+                readers.setdefault(name, set()).add(number)
+                name = source.get(name)  # type: ignore[assignment]
+    waits: list[set[int]] = []
+    message = -1
+    for number, instruction in enumerate(body):
+        before = {writer[name] for name in reads_of(instruction) if name in writer}
+        for name in _overwritten(instruction, in_place):
+            origin = source.get(name, name)
+            before |= {i for i in readers.get(origin, set()) | readers.get(name, set()) if _reads_old(body[i], instruction)}
+        before.discard(number)
+        if isinstance(instruction, (Send, Receive, Exchange)):
+            before |= {message} if message >= 0 else set()
+            message = number
+        waits.append(before)
+    return waits
+
+
+def _is_store(instruction: Instruction) -> bool:
+    return isinstance(instruction, Store)
+
+
+def _overwritten(instruction: Instruction, in_place: dict[str, str]) -> list[str]:
+    """The values whose memory an instruction changes."""
+    if isinstance(instruction, Store):
+        return [instruction.write]
+    if isinstance(instruction, Compute):
+        return [in_place[name] for name in instruction.writes if name in in_place]
+    if isinstance(instruction, Collective) and instruction.step.kind is StepKind.ALL_REDUCE:
+        return [instruction.read]
+    return []
+
+
+def _reads_old(reader: Instruction, writer: Instruction) -> bool:
+    """Whether a reader must come before a writer; what feeds the writer comes before it anyway."""
+    return reader is not writer and not set(writes_of(writer)) & set(reads_of(reader))
+
+
+def _urgency(instruction: Instruction) -> int:
+    """Which of the ready instructions goes first: sends, then local work, collectives, receives, updates, stores."""
+    match instruction:
+        case Send():
+            return 0
+        case Compute(kind=kind) if kind in OPTIMIZERS:
+            return 5
+        case Slice() | Compute():
+            return 1
+        case Store():
+            return 6
+        case Collective():
+            return 3
+        case Receive() | Exchange():
+            return 4
+        case _:
+            return 2
+
+
+def _signature(stage: Stage, instruction: Instruction) -> tuple:
+    """What instructions printed as one call have in common; empty for those printed alone."""
+    match instruction:
+        case Collective(step=step) if step.kind in _JOINED:
+            return "collective", step.kind, step.axis, step.before.reducer
+        case Slice(step=step, start=start) if len(set(start.pieces)) == 1 and step.axis != "mb":
+            outer = step.before.cuts[step.dim]
+            is_stored = instruction.read in stage.program.stored
+            return ("slice", step.axis, is_stored) if not outer or start.axes == (step.axis,) else ()
+        case Compute(kind=kind, keywords=keywords) if kind in OPTIMIZERS:
+            return "update", kind, keywords, len(instruction.reads)
+        case Store():
+            return ("store",)
+        case _:
+            return ()

@@ -1,0 +1,118 @@
+"""The plan file: what the runtime must know of a build, as JSON: stages, pieces of tensors, exchanges."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from superscaler.codegen.lower import fine_shape, local_shape
+from superscaler.codegen.program import Exchange, Program
+from superscaler.ir.layout import Extent, Layout
+from superscaler.ir.mesh import TIME
+from superscaler.ir.text import format_graph
+from superscaler.planner.exchange import exchange_moves
+from superscaler.planner.plan import Plan
+from superscaler.planner.steps import space_partial
+
+FORMAT = 1
+"""Version of the file's format; `superscaler.runtime.build` reads it."""
+
+
+def describe_build(plan: Plan, programs: Sequence[Program], files: Mapping[str, str], reference: str) -> dict[str, Any]:
+    """The contents of ``plan.json``.
+
+    Args:
+        plan: What was compiled.
+        programs: One per stage.
+        files: Name -> sha256 of each other file of the build.
+        reference: How the user named the model, or empty.
+    """
+    graph = plan.graph
+    described: dict[str, Any] = {
+        "format": FORMAT,
+        "name": graph.name,
+        "model": reference,
+        "plan": plan.name,
+        "world_size": plan.num_devices,
+        "micro_batches": plan.schedule.micro_batches,
+        "superscaler": _version("superscaler"),
+        "torch": _version("torch"),
+        "files": dict(files),
+        "inputs": {
+            name: {"dtype": graph.tensors[name].dtype, "shape": list(graph.tensors[name].shape)} for name in graph.inputs
+        },
+        "loss_stage": next((p.stage for p in programs if graph.outputs and graph.outputs[0] in p.outputs), 0),
+        "stages": [_stage(plan, program) for program in programs],
+        "initialisers": {name: [list(step) for step in steps] for name, steps in graph.initialisers.items()},
+        "exchanges": _exchanges(plan, programs),
+    }
+    text = format_graph(graph) + repr((plan.name, described["stages"], [str(p.tasks) for p in programs]))
+    described["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
+    return described
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _stage(plan: Plan, program: Program) -> dict[str, Any]:
+    mesh = program.mesh
+    return {
+        "module": f"stage{program.stage}",
+        "mesh": {"devices": list(mesh.devices), "axes": [list(axis) for axis in mesh.axes]},
+        "tensors": {name: _tensor(plan, program, name) for name in (*program.stored, *program.fed)},
+    }
+
+
+def _tensor(plan: Plan, program: Program, name: str) -> dict[str, Any]:
+    value = program.values[name]
+    tensor, layout = plan.graph.tensors[value.tensor], value.layout
+    return {
+        "role": str(tensor.role),
+        "source": tensor.name,
+        "dtype": tensor.dtype,
+        "shape": list(tensor.shape),
+        "fine": [[axis.size for axis in dim] for dim in plan.placed.axes.dims[tensor.name]],
+        "cuts": [list(cut) for cut in layout.cuts],
+        "pieces": [list(pieces) if pieces else None for pieces in layout.pieces or (None,) * len(layout.sizes)],
+    }
+
+
+def _exchanges(plan: Plan, programs: Sequence[Program]) -> dict[str, Any]:
+    """Every irregular redistribution once, though all stages that take part name it."""
+    tables: dict[str, Any] = {}
+    for program in programs:
+        for _, instruction in program.instructions():
+            if isinstance(instruction, Exchange) and instruction.name not in tables:
+                tables[instruction.name] = _exchange(plan, program, instruction)
+    return tables
+
+
+def _exchange(plan: Plan, program: Program, instruction: Exchange) -> dict[str, Any]:
+    step, held = instruction.step, program.values[instruction.read or instruction.write]
+    target = local_shape(plan.placed.axes, held.tensor, step.after)
+    return {
+        "dtype": plan.graph.tensors[held.tensor].dtype,
+        "source_view": _shapes(step.before, fine_shape(step.before)),
+        "target_view": _shapes(step.after, fine_shape(step.after)),
+        "target_shape": _shapes(step.after, target),
+        "sum": bool(space_partial(step.before)) and not space_partial(step.after),
+        "moves": [
+            [move.source, move.target, _box(move.source_box), _box(move.target_box)] for move in exchange_moves(step)
+        ],
+    }
+
+
+def _shapes(layout: Layout, shape: Sequence[Extent]) -> dict[str, list[int]]:
+    mesh = layout.mesh
+    return {
+        str(device): [extent.at(mesh, {**mesh.coordinates(device), TIME: 0}) for extent in shape]
+        for device in mesh.devices
+    }
+
+
+def _box(box: Sequence[tuple[int, int]]) -> list[list[int]]:
+    return [list(interval) for interval in box]
