@@ -1,6 +1,7 @@
 """The update as a function: one call on lists per group of gradients, parameters and optimizer states."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from superscaler.codegen.emit_phases import ORDER, Emitted
 from superscaler.codegen.expressions import literal
@@ -70,15 +71,13 @@ class _Writer:
 
     def _is_updated(self, name: str) -> bool:
         """Whether an optimizer here computes the parameter (and not only stores what another stage computed)."""
-        operands = {self._origin(operand) for operand in self.update.in_place.values()}
-        return name in operands
+        return name in self._updated
 
-    def _origin(self, value: str) -> str:
-        for _, instruction in self.stage.readers.get(value, ()):
-            if isinstance(instruction, Slice) and instruction.write == value:
-                return instruction.read
+    @cached_property
+    def _updated(self) -> frozenset[str]:
+        """The stored values an optimizer works on, whole or as a slice."""
         sources = {i.write: i.read for i in self.stage.bodies[Phase.UPDATE] if isinstance(i, Slice)}
-        return sources.get(value, value)
+        return frozenset(sources.get(operand, operand) for operand in self.update.in_place.values())
 
     def _reads(self, group: Group) -> tuple[str, ...]:
         return tuple(name for instruction in group.instructions for name in reads_of(instruction))
