@@ -26,7 +26,7 @@ GOAL = 1.05
 def main() -> None:
     """Time both in turn."""
     options = parse_arguments(__doc__ or "")
-    batch, steps = (2, 6) if options.quick else (4, 30)
+    batch, steps = (4, 8) if options.quick else (4, 40)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     model = gpt.build("bench")

@@ -36,6 +36,11 @@ _CHAIN = 80
 _CHAIN_START = 50
 """Longest call that views are put behind on the same line, in characters."""
 _SCALAR_READERS = {"aten.where.self", "aten.add.Tensor", "aten.mul.Tensor", "aten.sub.Tensor", "aten.div.Tensor"}
+OWNED = {
+    "linear", "linear_input_gradient", "aten.mm", "aten.bmm", "aten.addmm", "aten.add.Tensor",
+    "aten.native_layer_norm_backward",
+}  # fmt: skip
+"""Kinds whose results are new memory, of which none shares any with another."""
 
 
 class Function:
@@ -57,6 +62,7 @@ class Function:
         self.special: dict[str, str] = {}
         self.targets: dict[str, str] = {}
         self.indent = 1
+        self._owned: set[str] = set()
         self._inline: dict[str, Text] = {}
         self._root: dict[str, str] = {}
         self._fresh: set[str] = set()
@@ -214,7 +220,11 @@ class Function:
         write = instruction.writes[0]
         own_shape = ("local", list(self.stage.value(write).shape))
         keywords = tuple(keyword for keyword in instruction.keywords if keyword != own_shape)
-        text = call(replace(instruction, keywords=keywords), texts, self.sizes, self._counted)
+        text = self._add_in_place(instruction) or call(
+            replace(instruction, keywords=keywords), texts, self.sizes, self._counted
+        )
+        if instruction.kind in OWNED:
+            self._owned.update(instruction.writes)
         if instruction.kind in VIEWS and instruction.reads:
             self._root[write] = self._root.get(instruction.reads[0], instruction.reads[0])
         else:
@@ -228,6 +238,19 @@ class Function:
                 self._inline[write] = text
                 return
         self._assign_all(instruction.writes, str(text))
+
+    def _add_in_place(self, instruction: Compute) -> Text | None:
+        """A sum written over one of its operands whose memory nobody needs any more: no new memory to fill."""
+        if instruction.kind != "aten.add.Tensor" or instruction.arguments != (Ref(0), Ref(1)) or instruction.keywords:
+            return None
+        result = self.stage.value(instruction.writes[0])
+        for mine, other in (instruction.reads, instruction.reads[::-1]):
+            value = self.stage.value(mine)
+            alike = value.shape == result.shape and value.dtype == result.dtype == self.stage.value(other).dtype
+            owned = self._root.get(mine, mine) in self._owned
+            if mine != other and alike and owned and mine not in self._inline and self._may_overwrite(mine):
+                return Text(f"{self.read(mine).atom}.add_({self.read(other)})")
+        return None
 
     def _counted(self, keyword: tuple[str, Any]) -> str:
         """The text of an integer that differs from call to call of a block."""
