@@ -45,12 +45,28 @@ def _row(devices: int, plan: str, results: list[dict[str, Any]]) -> dict[str, An
     seconds = {f"{key}_seconds": median(result[key] for result in results) for key in keys}
     peak = max(result["peak_bytes"] for result in results) / 2**30
     last = results[-1]
-    return {"devices": devices, "plan": plan, **seconds, "peak_gib": peak, "files": last["files"], "lines": last["lines"]}
+    return {
+        "devices": devices,
+        "plan": plan,
+        **seconds,
+        "peak_gib": peak,
+        "files": last["files"],
+        "lines": last["lines"],
+    }
 
 
 def _in_process(size: str, plan: str, devices: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.compile_scale", "compile", size, plan, str(devices), folder]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.compile_scale",
+            "compile",
+            size,
+            plan,
+            str(devices),
+            folder,
+        ]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
 

@@ -33,7 +33,9 @@ def main() -> None:
     inputs = _inputs(gpt.example_inputs("bench", batch=batch), device)
     optimizer = AdamW(lr=3e-4)
     with tempfile.TemporaryDirectory() as folder:
-        plan = compiler.compile(model, inputs, cluster=Cluster.local(1), optimizer=optimizer, save=Path(folder) / "b")
+        plan = compiler.compile(
+            model, inputs, cluster=Cluster.local(1), optimizer=optimizer, save=Path(folder) / "b"
+        )
         generated = load(Path(folder) / "b", device)
         contenders: dict[str, Callable[[], Any]] = {
             "generated": lambda: generated(inputs),
@@ -42,10 +44,18 @@ def main() -> None:
         }
         seconds, losses = _time_in_turn(contenders, steps, device)
     rows = [
-        {"step": name, "median_ms": 1e3 * median(times), "min_ms": 1e3 * min(times), "first_loss": losses[name]}
+        {
+            "step": name,
+            "median_ms": 1e3 * median(times),
+            "min_ms": 1e3 * min(times),
+            "first_loss": losses[name],
+        }
         for name, times in seconds.items()
     ]
-    ratios = {name: median(a / b for a, b in zip(seconds["generated"], seconds[name], strict=True)) for name in contenders}
+    ratios = {
+        name: median(a / b for a, b in zip(seconds["generated"], seconds[name], strict=True))
+        for name in contenders
+    }
     worst = max(ratios["eager"], ratios["eager fused"])
     assert plan.num_devices == 1
     finish(
@@ -57,7 +67,8 @@ def main() -> None:
 def _inputs(example: Any, device: str) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {
-        name: torch.randint(0, 256, value.shape, generator=generator).to(device) for name, value in example.items()
+        name: torch.randint(0, 256, value.shape, generator=generator).to(device)
+        for name, value in example.items()
     }
 
 

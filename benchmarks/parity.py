@@ -79,7 +79,11 @@ def run_eager(data: Path, dtype: str, batch: int, steps: int) -> tuple[list[floa
     """Losses and final parameters of plain PyTorch; the truth every plan is held against."""
     model = build_model(dtype)
     optimizer = torch.optim.AdamW(
-        model.parameters(), OPTIMIZER.lr, (OPTIMIZER.beta1, OPTIMIZER.beta2), OPTIMIZER.eps, OPTIMIZER.weight_decay
+        model.parameters(),
+        OPTIMIZER.lr,
+        (OPTIMIZER.beta1, OPTIMIZER.beta2),
+        OPTIMIZER.eps,
+        OPTIMIZER.weight_decay,
     )
     samples, losses = load_file(data), []
     for step in range(steps):
@@ -110,7 +114,9 @@ def _torchrun_row(folder: Path, data: Path, plan: str, dtype: str, truth: Any) -
     return _row(plan, dtype, devices, "torchrun", losses, parameters, truth, time.perf_counter() - start)
 
 
-def torchrun(build: Path, devices: int, data: Path, steps: int) -> tuple[list[float], Mapping[str, torch.Tensor]]:
+def torchrun(
+    build: Path, devices: int, data: Path, steps: int
+) -> tuple[list[float], Mapping[str, torch.Tensor]]:
     """Train a build with real processes; its losses and final parameters."""
     losses, saved = build / "losses.json", build / "saved.safetensors"
     command = [

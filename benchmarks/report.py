@@ -38,7 +38,10 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -56,7 +59,14 @@ def finish(name: str, ok: bool, rows: Sequence[Mapping[str, Any]], quick: bool, 
     print_table(rows)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}{'-quick' if quick else ''}.json"
-    document = {"name": name, "quick": quick, "ok": ok, "machine": machine(), "figures": figures, "rows": list(rows)}
+    document = {
+        "name": name,
+        "quick": quick,
+        "ok": ok,
+        "machine": machine(),
+        "figures": figures,
+        "rows": list(rows),
+    }
     path.write_text(json.dumps(document, indent=1, default=str) + "\n")
     words = " ".join(f"{key}={_text(value)}" for key, value in figures.items())
     print(f"RESULT name={name} ok={str(ok).lower()} {words}", flush=True)

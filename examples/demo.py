@@ -22,7 +22,9 @@ from superscaler.planner.recipes import parse_plan
 
 def main() -> None:
     """Compile, verify, run, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--plan", default="tp=2", help="any plan string (default tp=2)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("-o", "--output", type=Path, default=Path("build/demo"))

@@ -1,6 +1,6 @@
 """Megatron-style tensor parallelism, by hand: attention heads, feed-forward columns and the vocabulary.
 
-    superscaler check models/gpt.py:tiny --cluster local:2 --plan examples/tensor_parallel.py:tensor_parallel
+superscaler check models/gpt.py:tiny --cluster local:2 --plan examples/tensor_parallel.py:tensor_parallel
 """
 
 

@@ -156,7 +156,9 @@ def _runs(modules: Sequence[str], start: int, stop: int, depth: int) -> Iterable
 
 
 def _weight(instructions: Iterable[Instruction]) -> int:
-    return sum(not (isinstance(i, Keep) or (isinstance(i, Compute) and i.kind in VIEWS)) for i in instructions)
+    return sum(
+        not (isinstance(i, Keep) or (isinstance(i, Compute) and i.kind in VIEWS)) for i in instructions
+    )
 
 
 def _canonical(stage: Stage, prefix: str, instructions: Sequence[Instruction]) -> tuple[Call, tuple]:
@@ -214,7 +216,7 @@ def _canonical(stage: Stage, prefix: str, instructions: Sequence[Instruction]) -
 
 def _within(name: str, prefix: str) -> tuple[bool, str]:
     """Whether a name lies under a module, and the rest of it."""
-    for separator in ("./|"):
+    for separator in "./|":
         if name.startswith(prefix + separator):
             return True, name[len(prefix) :]
     return False, name

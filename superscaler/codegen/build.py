@@ -45,7 +45,8 @@ def write_build(plan: Plan, programs: Sequence[Program], directory: Path, model_
             shutil.rmtree(fresh, ignore_errors=True)
     except OSError as error:
         raise BuildError(
-            f"cannot write the build {directory}: {error}", remedy="choose a folder that can be written with -o"
+            f"cannot write the build {directory}: {error}",
+            remedy="choose a folder that can be written with -o",
         ) from error
     return directory
 
@@ -113,7 +114,12 @@ def _read_plan(directory: Path) -> Mapping[str, Any] | None:
 
 
 def _is_build(plan: Mapping[str, Any] | None) -> bool:
-    return isinstance(plan, dict) and isinstance(plan.get("format"), int) and plan["format"] <= FORMAT and "stages" in plan
+    return (
+        isinstance(plan, dict)
+        and isinstance(plan.get("format"), int)
+        and plan["format"] <= FORMAT
+        and "stages" in plan
+    )
 
 
 def _replace(directory: Path, fresh: Path) -> None:

@@ -58,7 +58,10 @@ def _docstring(stage: Stage) -> str:
     ranks = f"rank{'s' if len(program.mesh.devices) > 1 else ''} {format_devices(program.mesh.devices)}"
     part = f", stage {program.stage} of {stages}" if stages > 1 else ""
     entry = "train.py" if stage.graph.is_training else "run.py"
-    lines = [f'"""{stage.graph.name} under the plan {plan.name}{part}: what {ranks} run{"s" * (ranks[4] != "s")}.', ""]
+    lines = [
+        f'"""{stage.graph.name} under the plan {plan.name}{part}: what {ranks} run{"s" * (ranks[4] != "s")}.',
+        "",
+    ]
     lines += [f"{INDENT}torchrun --nproc-per-node {plan.num_devices} {entry}", ""]
     placed = plan.placed.placements
     here = [o for o in stage.graph.operators if placed[o.name].mesh == program.mesh]
@@ -117,10 +120,14 @@ def _step(stage: Stage, phases: Phases, update: Emitted | None, returned: Sequen
     lines = ["@torch.no_grad()"]
     if is_training:
         lines.append("def train_step(p, state, micro_batches, step, rt):")
-        lines.append(f'{INDENT}"""Train one step: updates `p` and `state` in place; returns the loss where it is known."""')
+        lines.append(
+            f'{INDENT}"""Train one step: updates `p` and `state` in place; returns the loss where it is known."""'
+        )
     else:
         lines.append("def infer_step(p, micro_batches, rt):")
-        lines.append(f'{INDENT}"""Compute the outputs of all micro-batches; empty where other stages have them."""')
+        lines.append(
+            f'{INDENT}"""Compute the outputs of all micro-batches; empty where other stages have them."""'
+        )
     dicts = [name for name in ("grads", "kept") if name in uses]
     if dicts:
         lines += statement(f"{', '.join(dicts)} = {', '.join(['{}'] * len(dicts))}")
@@ -162,7 +169,11 @@ def _tasks(stage: Stage, phases: Phases) -> list[str]:
         return lines
     assert forward is not None
     lines += ["    results = []"] if phases.returned else []
-    lines += statement("for mb, batch in enumerate(micro_batches):" if "mb" in forward.parameters else "for batch in micro_batches:")
+    lines += statement(
+        "for mb, batch in enumerate(micro_batches):"
+        if "mb" in forward.parameters
+        else "for batch in micro_batches:"
+    )
     call = _call(forward)
     return lines + statement(f"results.append({call})" if phases.returned else call, indent=2)
 
@@ -175,7 +186,11 @@ def _table_loop(phases: Phases, forward: Emitted | None, backward: Emitted | Non
     lines = [f"{INDENT}saved = {{}}"] if phases.returns_saved else []
     lines += [f"{INDENT}for task in SCHEDULE.split():", f"{INDENT * 2}phase, mb = task[0], int(task[1:])"]
     branches = [
-        ("F", _call(forward, "micro_batches[mb]") if forward else "", "saved[mb] = " if phases.returns_saved else ""),
+        (
+            "F",
+            _call(forward, "micro_batches[mb]") if forward else "",
+            "saved[mb] = " if phases.returns_saved else "",
+        ),
         ("B", _call(backward, "micro_batches[mb]", "saved.pop(mb)") if backward else "", ""),
     ]
     word = "if"

@@ -11,7 +11,12 @@ from superscaler.ir.graph import Phase
 
 ORDER = ("batch", "saved", "p", "state", "grads", "kept", "at", "key", "step", "mb", "rt")
 """Order of the arguments every function may have, behind the values it is given."""
-NAMES = {Phase.PREPARE: "prepare", Phase.FORWARD: "forward", Phase.BACKWARD: "backward", Phase.UPDATE: "update"}
+NAMES = {
+    Phase.PREPARE: "prepare",
+    Phase.FORWARD: "forward",
+    Phase.BACKWARD: "backward",
+    Phase.UPDATE: "update",
+}
 _FREE_FROM = 8
 """Values of at least this fraction of the largest are deleted before a loop begins."""
 
@@ -61,7 +66,11 @@ class _Writer:
         )
         self.prepared_names: dict[str, str] = {}
         self.crossing_names: list[str] = []
-        sizes = [stage.num_bytes(name) for name, phase in written.items() if phase in (Phase.FORWARD, Phase.BACKWARD)]
+        sizes = [
+            stage.num_bytes(name)
+            for name, phase in written.items()
+            if phase in (Phase.FORWARD, Phase.BACKWARD)
+        ]
         self.least_bytes = max(sizes, default=0) // _FREE_FROM
 
     def write(self) -> Phases:
@@ -264,7 +273,9 @@ class _Writer:
         if name == "saved":
             partner = self.bodies.signature(loop.block).partner
             assert partner is not None
-            users = [b for b in self.bodies.blocks[Phase.BACKWARD] if self.bodies.signature(b).partner is partner]
+            users = [
+                b for b in self.bodies.blocks[Phase.BACKWARD] if self.bodies.signature(b).partner is partner
+            ]
             stays = self.bodies.signature(partner).keep_saved or len(users) > 1
             return f"{self._dict_name(partner)}[{at}]" if stays else f"{self._dict_name(partner)}.pop({at})"
         return name

@@ -21,7 +21,9 @@ _FEW = 2
 """Up to this many members a group is printed without a table."""
 
 
-def emit_update(stage: Stage, tables: NameTables, prepared: dict[str, str]) -> tuple[Emitted, tuple[str, ...]]:
+def emit_update(
+    stage: Stage, tables: NameTables, prepared: dict[str, str]
+) -> tuple[Emitted, tuple[str, ...]]:
     """Write ``update``.
 
     Args:
@@ -57,7 +59,11 @@ class _Writer:
             if any(by is Phase.UPDATE for by, _ in stage.readers[value]):
                 function.scope.bind(value, name)
                 function.use(name)
-        outputs = {name: value for name, value in stage.program.outputs.items() if stage.written_in[value] is Phase.UPDATE}
+        outputs = {
+            name: value
+            for name, value in stage.program.outputs.items()
+            if stage.written_in[value] is Phase.UPDATE
+        }
         function.run(self.update.groups, set(outputs.values()), self._reads, self._group)
         results = [str(function.read(value)) for value in outputs.values()]
         parameters = [name for name in ORDER if name in function.needs]
@@ -125,7 +131,11 @@ class _Writer:
         if name != "pieces":
             self.function.use(name)
         everything = [key for holder, key in self.stage.kept.values() if holder == name]
-        if not ordered and sorted(keys) == sorted(everything) and not any(place[0] == name for place in self.places.values()):
+        if (
+            not ordered
+            and sorted(keys) == sorted(everything)
+            and not any(place[0] == name for place in self.places.values())
+        ):
             return f"list({name}.values())"
         iterable, entry = self._names(keys)
         return f"[{name}[{entry}] for name in {iterable}]"
@@ -191,7 +201,9 @@ class _Writer:
 
     def _optimize(self, instructions: list[Compute]) -> None:
         function, first = self.function, instructions[0]
-        columns = [self._listing([i.reads[column] for i in instructions]) for column in range(len(first.reads) - 1)]
+        columns = [
+            self._listing([i.reads[column] for i in instructions]) for column in range(len(first.reads) - 1)
+        ]
         if first.kind == "sgd" and len(first.reads) == 3:
             columns.append("None")
         options = ", ".join(f"{key}={literal(value, function.sizes)}" for key, value in first.keywords)
@@ -200,7 +212,12 @@ class _Writer:
             for name in instruction.writes:
                 operand = self.update.in_place[name]
                 self._set_alias(name, operand)
-        lines = [f"ops.{first.kind}_(", *(f"{INDENT}{column}," for column in columns), f"{INDENT}step, {options},", ")"]
+        lines = [
+            f"ops.{first.kind}_(",
+            *(f"{INDENT}{column}," for column in columns),
+            f"{INDENT}step, {options},",
+            ")",
+        ]
         function.lines += [INDENT + line for line in lines]
 
     def _set_alias(self, value: str, operand: str) -> None:
@@ -221,7 +238,10 @@ class _Writer:
         function.use("rt")
         text = self._listing(reads, ordered=False) if len(reads) > 1 else str(function.read(reads[0]))
         shape = f" {function.shape(reads[0])}" if len(reads) == 1 else ""
-        function.add(f"rt.all_reduce({text}, {function.sizes.axis(step.axis)}{operation})", f"sum over {step.axis}{shape}")
+        function.add(
+            f"rt.all_reduce({text}, {function.sizes.axis(step.axis)}{operation})",
+            f"sum over {step.axis}{shape}",
+        )
         for instruction in alone:
             self._set_alias(instruction.write, instruction.read)
             if instruction.read in function.scope.names:
@@ -292,8 +312,12 @@ class _Writer:
         copied = ".contiguous()" if instructions[0].dim else ""
         piece = f"{source}[name]{function.piece(instructions[0])}{copied}"
         text = f"{{name: {piece} for name in {self._names_of(keys)}}}"
-        is_new = target == "pieces" and len([p for p in self.places.values() if p[0] == "pieces"]) == len(keys)
-        function.add(f"{target} = {text}" if is_new else f"{target}.update({text})", f"own pieces along {step.axis}")
+        is_new = target == "pieces" and len([p for p in self.places.values() if p[0] == "pieces"]) == len(
+            keys
+        )
+        function.add(
+            f"{target} = {text}" if is_new else f"{target}.update({text})", f"own pieces along {step.axis}"
+        )
 
     def _stores(self, instructions: list[Store]) -> None:
         function = self.function

@@ -47,7 +47,9 @@ _SPREAD = {"reshape", "aten.permute", "aten.expand"}
 _FACTORIES = {"full", "aten.arange", "aten.arange.start", "aten.arange.start_step"}
 
 
-def call(instruction: Compute, reads: Sequence[Text], sizes: Sizes, own: Callable[[Any], str] | None = None) -> Text:
+def call(
+    instruction: Compute, reads: Sequence[Text], sizes: Sizes, own: Callable[[Any], str] | None = None
+) -> Text:
     """The call of a Compute instruction.
 
     Args:

@@ -35,7 +35,13 @@ _CHAIN = 80
 """Longest chain of calls on one line, in characters."""
 _CHAIN_START = 50
 """Longest call that views are put behind on the same line, in characters."""
-_SCALAR_READERS = {"aten.where.self", "aten.add.Tensor", "aten.mul.Tensor", "aten.sub.Tensor", "aten.div.Tensor"}
+_SCALAR_READERS = {
+    "aten.where.self",
+    "aten.add.Tensor",
+    "aten.mul.Tensor",
+    "aten.sub.Tensor",
+    "aten.div.Tensor",
+}
 OWNED = {
     "linear", "linear_input_gradient", "aten.mm", "aten.bmm", "aten.addmm", "aten.add.Tensor",
     "aten.native_layer_norm_backward",
@@ -241,12 +247,18 @@ class Function:
 
     def _add_in_place(self, instruction: Compute) -> Text | None:
         """A sum written over one of its operands whose memory nobody needs any more: no new memory to fill."""
-        if instruction.kind != "aten.add.Tensor" or instruction.arguments != (Ref(0), Ref(1)) or instruction.keywords:
+        if (
+            instruction.kind != "aten.add.Tensor"
+            or instruction.arguments != (Ref(0), Ref(1))
+            or instruction.keywords
+        ):
             return None
         result = self.stage.value(instruction.writes[0])
         for mine, other in (instruction.reads, instruction.reads[::-1]):
             value = self.stage.value(mine)
-            alike = value.shape == result.shape and value.dtype == result.dtype == self.stage.value(other).dtype
+            alike = (
+                value.shape == result.shape and value.dtype == result.dtype == self.stage.value(other).dtype
+            )
             owned = self._root.get(mine, mine) in self._owned
             if mine != other and alike and owned and mine not in self._inline and self._may_overwrite(mine):
                 return Text(f"{self.read(mine).atom}.add_({self.read(other)})")
@@ -258,8 +270,10 @@ class Function:
         if key != "key" or not self.numbers or not isinstance(value, int):
             return ""
         self.use("key")
-        return "key" if value == self.numbers[0] else f"key {'+' if value > self.numbers[0] else '-'} " + str(
-            abs(value - self.numbers[0])
+        return (
+            "key"
+            if value == self.numbers[0]
+            else f"key {'+' if value > self.numbers[0] else '-'} " + str(abs(value - self.numbers[0]))
         )
 
     def _is_read_next_alone(self, value: str, following: Any) -> bool:
@@ -303,7 +317,11 @@ class Function:
             self._assign(write, f"rt.all_reduce({text}, {axis}{operation})", comment)
             return
         self._fresh.add(write)
-        dims = f"{instruction.dim}, {instruction.from_dim}" if step.kind is StepKind.ALL_TO_ALL else instruction.dim
+        dims = (
+            f"{instruction.dim}, {instruction.from_dim}"
+            if step.kind is StepKind.ALL_TO_ALL
+            else instruction.dim
+        )
         self._assign(write, f"rt.{step.kind}({text}, {axis}, {dims})", comment)
 
     def _may_overwrite(self, value: str) -> bool:
@@ -332,7 +350,9 @@ class Function:
             self._assign(write, f"{text} if {condition} else None", f"added once along {axis}", hint="bias")
             return
         self._root[write] = self._root.get(read, read)
-        self._assign(write, f"{text} if {condition} else torch.zeros_like({text})", f"counts once along {axis}")
+        self._assign(
+            write, f"{text} if {condition} else torch.zeros_like({text})", f"counts once along {axis}"
+        )
 
     def _keep(self, keep: Keep) -> None:
         if len(self.stage.readers.get(keep.read, ())) > 1:  # else written in place of the value's own name

@@ -77,7 +77,9 @@ def _in_place(body: Sequence[Instruction]) -> dict[str, str]:
             continue
         parameter, _, *states = instruction.reads[:-1]
         operands = [parameter, *states]
-        states_stay = all(stored.get(new) == old for new, old in zip(instruction.writes[1:], states, strict=False))
+        states_stay = all(
+            stored.get(new) == old for new, old in zip(instruction.writes[1:], states, strict=False)
+        )
         is_stored = stored.get(instruction.writes[0]) == parameter or parameter in sliced
         if states_stay and is_stored and len(instruction.writes) == len(operands):
             table.update(zip(instruction.writes, operands, strict=True))
@@ -86,7 +88,12 @@ def _in_place(body: Sequence[Instruction]) -> dict[str, str]:
 
 def _dependencies(stage: Stage, body: Sequence[Instruction], in_place: dict[str, str]) -> list[set[int]]:
     """Per instruction the numbers of those that must have run."""
-    writer = {name: i for i, instruction in enumerate(body) for name in writes_of(instruction) if not _is_store(instruction)}
+    writer = {
+        name: i
+        for i, instruction in enumerate(body)
+        for name in writes_of(instruction)
+        if not _is_store(instruction)
+    }
     source = {i.write: i.read for i in body if isinstance(i, Slice)}
     readers: dict[str, set[int]] = {}
     for number, instruction in enumerate(body):
@@ -100,7 +107,11 @@ def _dependencies(stage: Stage, body: Sequence[Instruction], in_place: dict[str,
         before = {writer[name] for name in reads_of(instruction) if name in writer}
         for name in _overwritten(instruction, in_place):
             origin = source.get(name, name)
-            before |= {i for i in readers.get(origin, set()) | readers.get(name, set()) if _reads_old(body[i], instruction)}
+            before |= {
+                i
+                for i in readers.get(origin, set()) | readers.get(name, set())
+                if _reads_old(body[i], instruction)
+            }
         before.discard(number)
         if isinstance(instruction, (Send, Receive, Exchange)):
             before |= {message} if message >= 0 else set()

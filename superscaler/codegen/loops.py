@@ -182,7 +182,11 @@ def _find_crossing(stage: Stage, items: Mapping[Phase, list[Item]], bodies: Bodi
     for item in items[Phase.BACKWARD]:
         unpacked = bodies.signature(item.block).unpacked if isinstance(item, Repeat) else {}
         for number, name in enumerate(item_reads(item)):
-            if number not in unpacked and stage.written_in.get(name) is Phase.FORWARD and name not in stage.kept:
+            if (
+                number not in unpacked
+                and stage.written_in.get(name) is Phase.FORWARD
+                and name not in stage.kept
+            ):
                 wanted[name] = None
     for name in wanted:
         repeat = owner.get(name)
@@ -204,7 +208,10 @@ def _sort_saved(stage: Stage, bodies: Bodies) -> None:
     bodies.crossing.sort(key=order.__getitem__)
     for block in bodies.blocks[Phase.FORWARD]:
         signature = bodies.signature(block)
-        old, new = signature.saved, sorted(signature.saved, key=lambda place: (place[0] == "inside", place[1]))
+        old, new = (
+            signature.saved,
+            sorted(signature.saved, key=lambda place: (place[0] == "inside", place[1])),
+        )
         moved = {number: new.index(place) for number, place in enumerate(old)}
         signature.saved = new
         for other in bodies.blocks[Phase.BACKWARD]:

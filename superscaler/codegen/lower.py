@@ -43,9 +43,7 @@ def lower(plan: Plan) -> tuple[Program, ...]:
         for number, event in enumerate(materialized.events[phase]):
             for builder in builders:
                 builder.add(phase, event, f"{phase.lower()}{number}")
-    return tuple(
-        builder.program(plan.schedule.rows[builder.stage]) for builder in builders
-    )
+    return tuple(builder.program(plan.schedule.rows[builder.stage]) for builder in builders)
 
 
 def local_shape(axes: Axes, tensor: str, layout: Layout) -> tuple[Extent, ...]:
@@ -84,7 +82,17 @@ class _Lowering:
         """What has been gathered."""
         outputs = {name: value for name, value in self.materialized.outputs.items() if self._is_here(value)}
         bodies = {phase: tuple(body) for phase, body in self.bodies.items()}
-        return Program(self.stage, self.mesh, self.values, self.stored, self.fed, bodies, tuple(tasks), outputs, self.graph)
+        return Program(
+            self.stage,
+            self.mesh,
+            self.values,
+            self.stored,
+            self.fed,
+            bodies,
+            tuple(tasks),
+            outputs,
+            self.graph,
+        )
 
     def _is_here(self, value: str) -> bool:
         return self.materialized.values[value].layout.mesh == self.mesh
@@ -141,7 +149,10 @@ class _Lowering:
     def _letter_layout(self, operator: Operator, letter: str) -> tuple[Layout, list[int]]:
         """A layout that holds the letter, and the fine dims of the letter in it."""
         placed, rule = self.materialized.placed, self.axes.rules[operator.name]
-        terms = [*zip(rule.reads, placed.reads(operator), strict=True), *zip(rule.writes, placed.writes(operator), strict=True)]
+        terms = [
+            *zip(rule.reads, placed.reads(operator), strict=True),
+            *zip(rule.writes, placed.writes(operator), strict=True),
+        ]
         for term, layout in terms:
             names = [name for name, _ in self.axes.slots(operator.name, term)]
             if letter in names and layout is not None:
@@ -171,7 +182,9 @@ class _Lowering:
         elif step.kind is StepKind.SEND:
             stages = self.materialized.stages
             if here[0]:
-                body.append(Send(step, event.read, stages.index(self.materialized.values[event.write].layout.mesh)))
+                body.append(
+                    Send(step, event.read, stages.index(self.materialized.values[event.write].layout.mesh))
+                )
             if here[1]:
                 sender = stages.index(self.materialized.values[event.read].layout.mesh)
                 body.append(Receive(step, self._declare(event.write), sender, event.reason))
@@ -194,7 +207,9 @@ class _Lowering:
             return
         before = self._reshape(body, event.read, f"{write}|before", step.before, fine=True)
         after = f"{write}|after"
-        self.values[after] = LocalValue(after, tensor, self.values[write].dtype, fine_shape(step.after), step.after, True)
+        self.values[after] = LocalValue(
+            after, tensor, self.values[write].dtype, fine_shape(step.after), step.after, True
+        )
         body.append(_on_dims(step, before, after, step.dim, step.from_dim, 1, event.reason))
         self._reshape(body, after, write, step.after, fine=False)
 
@@ -235,7 +250,9 @@ class _Lowering:
         return None
 
 
-def _on_dims(step: Step, read: str, write: str, dim: int, from_dim: int, inner: int, reason: str) -> Instruction:
+def _on_dims(
+    step: Step, read: str, write: str, dim: int, from_dim: int, inner: int, reason: str
+) -> Instruction:
     """One step on real dims; `inner` elements of the real dim stand for one of the fine dim."""
     if step.kind is not StepKind.SLICE:
         return Collective(step, read, write, dim, from_dim, reason)

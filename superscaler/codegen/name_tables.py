@@ -40,12 +40,20 @@ class NameTables:
         for other, table in self._tables.items():
             missing = [key for key in table if key not in set(keys)]
             extra = keys[len(table) - len(missing) :]
-            if len(missing) <= _FEW and len(extra) <= _FEW and keys == (*(k for k in table if k in set(keys)), *extra):
+            if (
+                len(missing) <= _FEW
+                and len(extra) <= _FEW
+                and keys == (*(k for k in table if k in set(keys)), *extra)
+            ):
                 condition = (
-                    f'name != "{missing[0]}"' if len(missing) == 1 else f"name not in ({', '.join(map(_quoted, missing))})"
+                    f'name != "{missing[0]}"'
+                    if len(missing) == 1
+                    else f"name not in ({', '.join(map(_quoted, missing))})"
                 )
                 inside = f"name for name in {other} if {condition}"
-                text = f"({', '.join([f'*({inside})', *map(_quoted, extra)])})" if extra else f"tuple({inside})"
+                text = (
+                    f"({', '.join([f'*({inside})', *map(_quoted, extra)])})" if extra else f"tuple({inside})"
+                )
                 self._lines[name] = statement(f"{name} = {text}", indent=0)
                 break
         else:

@@ -113,8 +113,12 @@ def _gradient_names(
     for index, (name, label) in enumerate(zip(operator.writes, labels, strict=True)):
         operand = ""
         if alike:
-            operand = _operand(graph, alike[0], graph.tensors[name].shape, index if label else position, bool(label))
-        result[name] = f"d_{names[operand]}" if operand else identifier(f"d_{short_kind(operator.kind)}_{label}")
+            operand = _operand(
+                graph, alike[0], graph.tensors[name].shape, index if label else position, bool(label)
+            )
+        result[name] = (
+            f"d_{names[operand]}" if operand else identifier(f"d_{short_kind(operator.kind)}_{label}")
+        )
     return result
 
 

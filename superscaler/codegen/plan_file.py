@@ -18,7 +18,9 @@ FORMAT = 1
 """Version of the file's format; `superscaler.runtime.build` reads it."""
 
 
-def describe_build(plan: Plan, programs: Sequence[Program], files: Mapping[str, str], reference: str) -> dict[str, Any]:
+def describe_build(
+    plan: Plan, programs: Sequence[Program], files: Mapping[str, str], reference: str
+) -> dict[str, Any]:
     """The contents of ``plan.json``.
 
     Args:
@@ -39,7 +41,8 @@ def describe_build(plan: Plan, programs: Sequence[Program], files: Mapping[str, 
         "torch": _version("torch"),
         "files": dict(files),
         "inputs": {
-            name: {"dtype": graph.tensors[name].dtype, "shape": list(graph.tensors[name].shape)} for name in graph.inputs
+            name: {"dtype": graph.tensors[name].dtype, "shape": list(graph.tensors[name].shape)}
+            for name in graph.inputs
         },
         "loss_stage": next((p.stage for p in programs if graph.outputs and graph.outputs[0] in p.outputs), 0),
         "stages": [_stage(plan, program) for program in programs],
@@ -77,7 +80,9 @@ def _tensor(plan: Plan, program: Program, name: str) -> dict[str, Any]:
         "shape": list(tensor.shape),
         "fine": [[axis.size for axis in dim] for dim in plan.placed.axes.dims[tensor.name]],
         "cuts": [list(cut) for cut in layout.cuts],
-        "pieces": [list(pieces) if pieces else None for pieces in layout.pieces or (None,) * len(layout.sizes)],
+        "pieces": [
+            list(pieces) if pieces else None for pieces in layout.pieces or (None,) * len(layout.sizes)
+        ],
     }
 
 
@@ -101,7 +106,8 @@ def _exchange(plan: Plan, program: Program, instruction: Exchange) -> dict[str, 
         "target_shape": _shapes(step.after, target),
         "sum": bool(space_partial(step.before)) and not space_partial(step.after),
         "moves": [
-            [move.source, move.target, _box(move.source_box), _box(move.target_box)] for move in exchange_moves(step)
+            [move.source, move.target, _box(move.source_box), _box(move.target_box)]
+            for move in exchange_moves(step)
         ],
     }
 

@@ -49,7 +49,11 @@ class Sizes:
     def lines(self, loaded: Iterable[str] = ()) -> list[str]:
         """The variables, to stand at the top of the function."""
         wanted = [name for name in self.mesh.names if name in self.used_axes and name not in loaded]
-        lines = [f'{", ".join(wanted)} = {", ".join(f"""rt.axis("{name}")""" for name in wanted)}'] if wanted else []
+        lines = (
+            [f'{", ".join(wanted)} = {", ".join(f"""rt.axis("{name}")""" for name in wanted)}']
+            if wanted
+            else []
+        )
         return lines + [f"{name} = {text}" for name, text in self._variables.values()]
 
     def extent(self, extent: Extent) -> str:
@@ -85,7 +89,9 @@ class Sizes:
             base = self.cuts.get(cut, "piece")
             base = f"{base}_start" if what == "start" else f"{base}_size"
             taken = {name for name, _ in self._variables.values()}
-            name = next(n for n in (base, *(f"{base}_{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+            name = next(
+                n for n in (base, *(f"{base}_{i}" for i in range(2, len(taken) + 3))) if n not in taken
+            )
             self._variables[key] = name, self._text(what, cut, scale)
         return self._variables[key][0]
 

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from superscaler.codegen.names import identifier, name_tensors, short_kind
-from superscaler.codegen.program import Free, Instruction, Keep, LocalValue, Program, Send, reads_of, writes_of
+from superscaler.codegen.program import (
+    Free,
+    Instruction,
+    Keep,
+    LocalValue,
+    Program,
+    Send,
+    reads_of,
+    writes_of,
+)
 from superscaler.codegen.sizes import Cut, name_cuts
 from superscaler.ir.graph import Graph, Operator, Phase
 from superscaler.ir.tensor import DTYPE_BYTES, Role
@@ -93,7 +102,12 @@ class Stage:
         for operator in self.graph.operators:
             if operator.phase is not Phase.BACKWARD or operator.origin < 0:
                 continue
-            read = {name for origin in forward.get(operator.origin, ()) for name in origin.reads if name in parameters}
+            read = {
+                name
+                for origin in forward.get(operator.origin, ())
+                for name in origin.reads
+                if name in parameters
+            }
             for name in operator.writes:
                 if name not in keys and len(read) == 1:
                     (parameter,) = read

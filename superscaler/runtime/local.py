@@ -63,7 +63,9 @@ class LocalProgram:
             for number in range(self.build.micro_batches)
         ]
         with torch.no_grad():
-            outputs = self._module.train_step(self.weights, self.state, micro_batches, self.steps, self._runtime)
+            outputs = self._module.train_step(
+                self.weights, self.state, micro_batches, self.steps, self._runtime
+            )
         return outputs["loss"]
 
     def _piece(self, batch: Mapping[str, Tensor], name: str, runs: list[list[tuple[int, int]]]) -> Tensor:

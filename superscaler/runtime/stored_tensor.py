@@ -76,7 +76,9 @@ def read_stored_tensor(name: str, entry: Mapping[str, Any], mesh: Mesh) -> Store
     )
     shape = tuple(entry["shape"])
     source = entry.get("source", name)
-    return StoredTensor(name, source, Role(entry["role"]), getattr(torch, entry["dtype"]), shape, fine, layout)
+    return StoredTensor(
+        name, source, Role(entry["role"]), getattr(torch, entry["dtype"]), shape, fine, layout
+    )
 
 
 def dim_runs(sizes: Sequence[int], intervals: Sequence[tuple[int, int]]) -> Runs:

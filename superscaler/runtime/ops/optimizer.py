@@ -90,7 +90,9 @@ def _columns(ps: Sequence[Tensor], gs: Sequence[Tensor], *states: Sequence[Tenso
         row = [p, *state]
         if any(tensor.stride() != p.stride() for tensor in state) or not _is_dense(p):
             row = [tensor.contiguous() for tensor in row]
-            borrowed += [(mine, work) for mine, work in zip((p, *state), row, strict=True) if mine is not work]
+            borrowed += [
+                (mine, work) for mine, work in zip((p, *state), row, strict=True) if mine is not work
+            ]
         if g.dtype != p.dtype or g.stride() != row[0].stride():
             g = torch.empty_like(row[0]).copy_(g)
         for column, tensor in zip(groups[p.dtype], (row[0], g, *row[1:]), strict=True):

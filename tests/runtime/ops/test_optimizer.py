@@ -78,7 +78,10 @@ def test_fused_updates_take_mixed_dtypes():
 
 def test_a_parameter_that_is_a_piece_of_another_is_updated_in_its_place():
     torch.manual_seed(0)
-    whole, options = torch.randn(6, 8, dtype=torch.float64), {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
+    whole, options = (
+        torch.randn(6, 8, dtype=torch.float64),
+        {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8},
+    )
     piece, g = whole.narrow(1, 2, 3), torch.randn(6, 3, dtype=torch.float64)
     m, v = torch.rand(6, 3, dtype=torch.float64), torch.rand(6, 3, dtype=torch.float64)
     rest = whole.clone()
