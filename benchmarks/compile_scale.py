@@ -1,8 +1,8 @@
 """GPT-3 175B from ``nn.Module`` to files, for 64 and for 1,024 devices: seconds and memory of the compiler.
 
 The model is in bfloat16, its batch one sample per replica and micro-batch; the proof includes that every device's 80
-GiB suffice. Goal: 1,024 devices in under 120 s and 6 GiB, and less than 1.5 times what 64 devices take. Nothing is executed. Each
-compilation is a process of its own, so that its peak memory is its own.
+GiB suffice. Goal: 1,024 devices in under 120 s and 6 GiB, and less than 1.5 times what 64 devices take. Nothing is
+executed. Each compilation is a process of its own, so that its peak memory is its own.
 """
 
 import json

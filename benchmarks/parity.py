@@ -4,8 +4,8 @@ Under torchrun (gloo): 20 AdamW steps of the tiny GPT on real text, in float32 a
 ``torch.optim.AdamW`` in one process. In the virtual cluster: 30 further combinations on 2 to 16 devices, 2 steps in
 float64. Goal: losses, and every final parameter, within 1e-5 (float32) and 1e-12 (float64) relative, where a tensor's
 relative difference is |a - b| / |b| in the Euclidean norm. Beside it stands the largest difference of one element,
-relative to the tensor's largest: Adam divides by the gradient's own size, so where a gradient is nearly zero (some 1e-8)
-its rounding error becomes a visible step of that element, in any two ways of summing.
+relative to the tensor's largest: Adam divides by the gradient's own size, so where a gradient is nearly
+zero (some 1e-8) its rounding error becomes a visible step of that element, in any two ways of summing.
 """
 
 import json
@@ -162,7 +162,8 @@ def _virtual_row(text_: str) -> dict[str, Any]:
     worst = max(found.gradients, found.parameters)
     return {
         "plan": text_, "devices": devices, "run": "virtual", "dtype": "float64", "loss": found.loss,
-        "parameters": worst, "element": worst, "seconds": time.perf_counter() - start, "ok": max(found.loss, worst) <= 1e-12,
+        "parameters": worst, "element": worst, "seconds": time.perf_counter() - start,
+        "ok": max(found.loss, worst) <= 1e-12,
     }  # fmt: skip
 
 

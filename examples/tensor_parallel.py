@@ -5,6 +5,7 @@ superscaler check models/gpt.py:tiny --cluster local:2 --plan examples/tensor_pa
 
 
 def tensor_parallel(p):
+    """Cut what Megatron cuts."""
     p.assign(p.everything(), p.mesh(p.cluster.devices, tp=p.cluster.num_devices))
     p.trans(p.axis("heads"), "tp")  # q, k, v, attention and its projection, forward and backward
     p.trans(p.select("h.*.mlp.up").axis("out"), "tp")  # and so the rows of mlp.down

@@ -1,0 +1,1 @@
+"""From a Plan to one Program per stage, its proof, and its source."""

@@ -15,6 +15,7 @@ from superscaler.errors import BuildError
 from superscaler.ir.graph import Graph
 from superscaler.ir.tensor import Role
 from superscaler.planner.plan import Plan
+from superscaler.planner.show import format_plan
 
 WEIGHTS = "weights.safetensors"
 PLAN = "plan.json"
@@ -51,12 +52,17 @@ def write_build(plan: Plan, programs: Sequence[Program], directory: Path, model_
     return directory
 
 
+PAGE = "plan.txt"
+"""The plan on a page, for people; no program reads it."""
+
+
 def _write_files(plan: Plan, programs: Sequence[Program], folder: Path, reference: str) -> None:
     sources = {f"stage{program.stage}.py": emit(plan, program) for program in programs}
     entry = "train.py" if plan.graph.is_training else "run.py"
     sources[entry] = _entry(plan, entry)
     for name, text in sources.items():
         (folder / name).write_text(text, encoding="utf-8")
+    (folder / PAGE).write_text(format_plan(plan) + "\n", encoding="utf-8")
     names = list(sources)
     values = initial_values(plan.graph)
     if values:

@@ -239,7 +239,7 @@ class _Writer:
         self._call_lines(function, loop, arguments, targets)
 
     def _call_lines(self, function: Function, loop: Loop, arguments: list[str], targets: list[str]) -> None:
-        emitted, block_function = self.emitted[id(loop.block)]
+        emitted, _block_function = self.emitted[id(loop.block)]
         signature, is_loop = self.bodies.signature(loop.block), len(loop.calls) > 1
         numbers = loop.numbers
         stem = loop.calls[0].prefix.rpartition(".")[0]

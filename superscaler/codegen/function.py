@@ -17,7 +17,6 @@ from superscaler.codegen.program import (
     Send,
     Slice,
     reads_of,
-    writes_of,
 )
 from superscaler.codegen.reasons import reason
 from superscaler.codegen.sizes import Sizes

@@ -1,5 +1,6 @@
 """Loops: calls of one block in a row become a loop over layers; and what goes in, comes out and is saved."""
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -278,5 +279,5 @@ def _goes_on(calls: Sequence[Call], call: Call) -> bool:
     stems = {re.sub(r"\d+$", "", c.prefix) for c in (calls[-1], call)}
     series = [int(c.prefix.rpartition(".")[2]) for c in (*calls[-2:], call)]
     counts = [c.numbers[0] if c.numbers else 0 for c in (*calls[-2:], call)]
-    steps = [{b - a for a, b in zip(row, row[1:], strict=False)} for row in (series, counts)]
+    steps = [{b - a for a, b in itertools.pairwise(row)} for row in (series, counts)]
     return len(stems) == 1 and steps[0] <= {1, -1} and all(len(step) == 1 for step in steps)

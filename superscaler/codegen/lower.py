@@ -28,7 +28,6 @@ from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Operator, Phase, Ref
 from superscaler.ir.kinds import KINDS
 from superscaler.ir.layout import Extent, Layout
-from superscaler.ir.tensor import Role
 from superscaler.planner import materialize as events
 from superscaler.planner.materialize import PHASES, MaterializedGraph
 from superscaler.planner.plan import Plan
@@ -200,7 +199,7 @@ class _Lowering:
         dims = [dim for dim in (step.dim, step.from_dim) if dim >= 0]
         positions = [self._real_dim(tensor, dim) for dim in dims]
         if None not in positions and not (step.kind is StepKind.SLICE and self._uneven_inside(tensor, step)):
-            real = dict(zip(dims, positions, strict=True))
+            real = {dim: place for dim, place in zip(dims, positions, strict=True) if place is not None}
             inner = self._inner(tensor, step) if step.kind is StepKind.SLICE else 1
             places = real.get(step.dim, -1), real.get(step.from_dim, -1)
             body.append(_on_dims(step, event.read, write, *places, inner, event.reason))

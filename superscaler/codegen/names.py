@@ -67,7 +67,7 @@ def name_tensors(graph: Graph, axes: Axes) -> dict[str, str]:
         else:
             names.update(_gradient_names(graph, operator, forward.get(operator.origin, []), names))
     if graph.is_training:
-        names.update({name: "loss" for name in graph.outputs[:1]})
+        names.update(dict.fromkeys(graph.outputs[:1], "loss"))
     for parameter, gradient in graph.gradients.items():
         names[gradient] = f"d_{names[parameter]}"
     return names
