@@ -1,0 +1,137 @@
+"""Generated programs against eager PyTorch, in this process and under torchrun; and how they read."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import gpt
+from superscaler import compiler
+from superscaler.ir.optimizers import AdamW
+from superscaler.planner.cluster import Cluster
+from superscaler.planner.recipes import parse_plan
+from superscaler.runtime.local import load
+
+OPTIMIZER = AdamW(lr=3e-4)
+STEPS = 3
+
+
+def small_gpt(**overrides):
+    torch.manual_seed(0)
+    return gpt.build("tiny", layers=2, width=32, seq=16, vocab=64, **overrides).double()
+
+
+def small_inputs(batch):
+    return gpt.example_inputs("tiny", batch=batch, layers=2, width=32, seq=16, vocab=64)
+
+
+def eager_training(batches):
+    model = small_gpt()
+    optimizer = torch.optim.AdamW(model.parameters(), OPTIMIZER.lr, weight_decay=OPTIMIZER.weight_decay)
+    losses = []
+    for batch in batches:
+        optimizer.zero_grad()
+        loss = model(**batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, dict(model.named_parameters())
+
+
+def assert_equal(losses, weights, truth):
+    torch.testing.assert_close(losses, truth[0], rtol=1e-12, atol=0)
+    assert set(weights) == set(truth[1])
+    for name, value in truth[1].items():
+        assert (weights[name] - value).norm() <= 1e-12 * value.norm(), name
+
+
+@pytest.mark.parametrize("plan", ["none", "micro_batches=4"])
+def test_one_device_trains_as_eager(plan, tmp_path):
+    batches = [small_inputs(8) for _ in range(STEPS)]
+    cluster = Cluster.local(1)
+    compiler.compile(
+        small_gpt(), batches[0], cluster=cluster, plan=plan, optimizer=OPTIMIZER, save=tmp_path / "b"
+    )
+    program = load(tmp_path / "b")
+    losses = [program(batch).item() for batch in batches]
+    assert_equal(losses, program.weights, eager_training(batches))
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "dp=2",
+        "tp=2",
+        "pp=2",
+        "dp=2,zero=1",
+        "dp=2,tp=2",
+        "tp=2,sp",
+        "dp=2,tp=2,pp=2,schedule=1f1b,micro_batches=4",
+    ],
+)
+def test_torchrun_trains_as_eager(plan, tmp_path):
+    devices = parse_plan(plan).num_devices
+    torch.manual_seed(1)
+    data = small_inputs(16 * STEPS)
+    save_file(data, tmp_path / "data.safetensors")
+    compiler.compile(
+        small_gpt(), small_inputs(16), cluster=Cluster.local(devices), plan=plan, optimizer=OPTIMIZER,
+        save=tmp_path / "build",
+    )  # fmt: skip
+    losses, weights = torchrun(tmp_path, devices)
+    batches = [{name: value[16 * i : 16 * (i + 1)] for name, value in data.items()} for i in range(STEPS)]
+    assert_equal(losses, weights, eager_training(batches))
+
+
+def torchrun(folder, devices):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={devices}", f"--master-port={port}",
+        str(folder / "build" / "train.py"), f"--steps={STEPS}", f"--data={folder / 'data.safetensors'}",
+        f"--losses={folder / 'losses.json'}", f"--save={folder / 'saved.safetensors'}",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "losses.json").read_text()), load_file(folder / "saved.safetensors")
+
+
+def test_the_program_of_a_four_layer_gpt_is_short_and_has_each_block_once(tmp_path):
+    model, inputs = gpt.build("tiny"), gpt.example_inputs("tiny")
+    compiler.compile(
+        model, inputs, cluster=Cluster.local(4), plan="dp=2,tp=2", optimizer=OPTIMIZER, save=tmp_path / "b"
+    )
+    source = (tmp_path / "b" / "stage0.py").read_text()
+    assert len(source.splitlines()) < 300
+    assert source.count("ops.attention(") == 1
+    assert max(map(len, source.splitlines())) <= 110
+
+
+@pytest.mark.parametrize(
+    "script", ["examples/tensor_parallel.py:tensor_parallel", "examples/mixed_layers.py:mixed_layers"]
+)
+def test_example_scripts_are_short_verified_and_equal_to_eager(script):
+    from superscaler.ir.trace import trace
+    from superscaler.model_reference import load_script
+
+    path = Path(__file__).parents[2] / script.partition(":")[0]
+    code = [line for line in path.read_text().split('"""')[-1].splitlines() if line.strip()]
+    assert len(code) < 25
+    torch.manual_seed(0)
+    model = gpt.build("tiny", width=32, seq=16, vocab=64).double()
+    inputs = gpt.example_inputs("tiny", batch=8, width=32, seq=16, vocab=64)
+    graph = trace(model, inputs, optimizer=OPTIMIZER)
+    devices = 3 if "mixed" in script else 2
+    plan = compiler.plan(
+        graph, Cluster.local(devices), load_script(str(path) + ":" + script.partition(":")[2])
+    )
+    assert plan.verify().compare_with_eager(model, inputs).largest < 1e-11
