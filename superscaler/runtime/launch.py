@@ -21,6 +21,7 @@ from superscaler.errors import BuildError, SuperscalerError
 from superscaler.runtime.build import Build, StageProgram, read_build
 from superscaler.runtime.communication import Runtime
 from superscaler.runtime.data import Batches
+from superscaler.runtime.host_memory import keep_freed_memory
 from superscaler.runtime.weights import load_weights, make_weights, save_weights, zero_states
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -115,6 +116,7 @@ def _check_world(build: Build, folder: Path) -> int:
 
 def _device(backend: str) -> torch.device:
     if backend == "gloo":
+        keep_freed_memory()
         return torch.device("cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if local_rank >= torch.cuda.device_count():

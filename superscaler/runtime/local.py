@@ -10,6 +10,7 @@ from superscaler.errors import BuildError
 from superscaler.ir.tensor import Role
 from superscaler.runtime.build import read_build
 from superscaler.runtime.communication import Runtime
+from superscaler.runtime.host_memory import keep_freed_memory
 from superscaler.runtime.launch import WEIGHTS_FILE, load_module
 from superscaler.runtime.weights import load_weights, make_weights, zero_states
 
@@ -41,6 +42,8 @@ class LocalProgram:
                 remedy=f"torchrun --nproc-per-node {build.world_size} {Path(folder) / 'train.py'}",
             )
         self.device = torch.device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.build = build
         self.steps = 0
         """Steps done so far."""
