@@ -21,7 +21,11 @@ from superscaler.planner.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Largest differences between a plan and one device, each relative to the tensor's largest element."""
+    """Largest differences between a plan and one device, each relative to the tensor's largest element.
+
+    A gradient (and what an optimizer keeps of it) that is small beside the others of the model is compared with a
+    thousandth of the largest: that of a bias in front of a softmax or a normalisation is zero but for rounding.
+    """
 
     loss: float
     """The loss; for inference the outputs."""
@@ -100,8 +104,10 @@ def compare_programs_with_eager(
             "parameters": result.state,
         }
         for kind, values in ours.items():
+            floors = _floors(kind, truth[kind])
             for name, value in truth[kind].items():
-                kinds[kind].append((relative_difference(values[name], value), f"{name} in step {step}"))
+                difference = relative_difference(values[name], value, floors.get(name, 0.0))
+                kinds[kind].append((difference, f"{name} in step {step}"))
     most = {kind: max(found, default=(0.0, "nothing")) for kind, found in kinds.items()}
     return Comparison(
         most["loss"][0],
@@ -112,6 +118,24 @@ def compare_programs_with_eager(
         steps,
         "the graph on one device" if has_dropout else "eager PyTorch",
     )
+
+
+_SMALL = 1e-3
+"""What part of the largest gradient of a model a gradient is compared with at least."""
+
+
+def _floors(kind: str, truth: Mapping[str, Tensor]) -> dict[str, float]:
+    """Tensor -> the least scale its difference is told in: gradients together, and each kind of optimizer state."""
+    groups: dict[str, list[str]] = {}
+    for name in truth:
+        group = "gradient" if kind == "gradients" else name.partition("/")[2]
+        if group:
+            groups.setdefault(group, []).append(name)
+    floors: dict[str, float] = {}
+    for names in groups.values():
+        largest = max((truth[name].abs().max().item() for name in names if truth[name].numel()), default=0.0)
+        floors.update(dict.fromkeys(names, _SMALL * largest))
+    return floors
 
 
 def name_inputs(graph: Graph, call: inspect.BoundArguments) -> dict[str, Tensor]:
@@ -177,7 +201,9 @@ class _Eager:
         target.backward()
         gradients = {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
         self.optimizer.step()
-        state = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        stored = (*self.model.named_parameters(), *self.model.named_buffers())
+        readers = self.graph.readers
+        state = {name: value.detach().clone() for name, value in stored if readers.get(name)}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 if f"{name}/{key}" in self.graph.tensors and isinstance(value, Tensor):

@@ -89,8 +89,8 @@ def combine(summands: Sequence[Tensor], reducer: str) -> Tensor:
     return stacked.logsumexp(0) if reducer == "logsumexp" else stacked.amax(0)
 
 
-def relative_difference(value: Tensor, truth: Tensor) -> float:
-    """Largest difference of two tensors of one shape, relative to the largest element of `truth`."""
+def relative_difference(value: Tensor, truth: Tensor, floor: float = 0.0) -> float:
+    """Largest difference of two tensors of one shape, relative to the largest element of `truth`, at least `floor`."""
     if value.shape != truth.shape:
         return float("inf")
     if value.numel() == 0 or torch.equal(value, truth):
@@ -98,7 +98,7 @@ def relative_difference(value: Tensor, truth: Tensor) -> float:
     a, b = value.double(), truth.double()
     same = (a == b) | (a.isnan() & b.isnan())
     gap = (a - b).abs().masked_fill(same, 0.0)
-    scale = b.abs().max().item()
+    scale = max(b.abs().max().item(), floor)
     largest = gap.max().item()
     if largest != largest:  # one is NaN where the other is not
         return float("inf")

@@ -49,9 +49,13 @@ def import_fx(
     buffers: Sequence[str],
     inputs: Sequence[str],
     trainable: Sequence[str],
+    overwritten: Sequence[str] = (),
     step: str,
 ) -> Graph:
-    """Translate a traced joint graph; its placeholders are parameters, buffers, inputs, step, in order.
+    """Translate a traced joint graph.
+
+    Its placeholders are parameters, buffers, inputs, step, in order. Its results are the loss and the gradients of
+    `trainable`, or the outputs where that is empty, then the new values of `overwritten` buffers.
 
     Raises:
         TraceError: An operator writes into its inputs or returns something that is no tensor.
@@ -70,6 +74,7 @@ def import_fx(
     for node in captured.graph.nodes:
         importer.visit(node)
     results = [importer.names.get(node) if node is not None else None for node in _results(captured)]
+    results, fresh = results[: len(results) - len(overwritten)], results[len(results) - len(overwritten) :]
     outputs, gradients = (results[:1], results[1:]) if trainable else (results, [])
     by_parameter = {key: gradient for key, gradient in zip(trainable, gradients, strict=True) if gradient}
     for gradient in by_parameter.values():
@@ -80,6 +85,7 @@ def import_fx(
         tuple(importer.operators),
         inputs=tuple(inputs),
         outputs=tuple(output for output in outputs if output),
+        updates={name: value for name, value in zip(overwritten, fresh, strict=True) if value},
         gradients=by_parameter,
         values=importer.constants,
     )

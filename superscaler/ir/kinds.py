@@ -110,6 +110,12 @@ KINDS: dict[str, Kind] = {
     "aten._softmax_backward_data": Kind(keep_dim_whole, "torch.ops.aten._softmax_backward_data", flops_per_point=5),
     "aten._log_softmax": Kind(keep_dim_whole, "torch.ops.aten._log_softmax", flops_per_point=5),
     "aten._log_softmax_backward_data": Kind(keep_dim_whole, "torch.ops.aten._log_softmax_backward_data", flops_per_point=5),
+    # batch normalisation (superscaler.ir.batch_norm)
+    "channel_sums": Kind("n c *s -> c", "ops.channel_sums", linear=True),
+    "channel_squares": Kind("n c *s, c -> c", "ops.channel_squares", flops_per_point=3),
+    "batch_norm": Kind(lambda o, reads, _: f"n c *s{', c' * (len(reads) - 1)} -> n c *s", "ops.batch_norm", flops_per_point=4),
+    "batch_norm_sums": Kind("n c *s, n c *s, c, c -> c, c", "ops.batch_norm_sums", ("dy", "dy_xhat"), flops_per_point=5),
+    "batch_norm_input_gradient": Kind(lambda o, reads, _: f"n c *s, n c *s{', c' * (len(reads) - 2)} -> n c *s", "ops.batch_norm_input_gradient", flops_per_point=6),
     # reductions (a mean is a sum and a division: superscaler.ir.import_fx)
     "aten.sum": Kind(contract_dims, "torch.sum", linear=True),
     "aten.sum.dim_IntList": Kind(contract_dims, "torch.sum", linear=True),

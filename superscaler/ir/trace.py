@@ -26,7 +26,7 @@ from superscaler.ir.functional import without_mutations
 from superscaler.ir.graph import Graph, Operator, Phase, Ref
 from superscaler.ir.import_fx import import_fx, kind_of
 from superscaler.ir.optimizers import Optimizer
-from superscaler.ir.provenance import Provenance, noting
+from superscaler.ir.provenance import Provenance, note_of, noting
 from superscaler.ir.source_line import failing_line, user_line
 from superscaler.ir.tensor import Role, Tensor
 from superscaler.ir.verify import verify_graph
@@ -67,7 +67,8 @@ def trace(
     parameters = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
     trainable = [key for key, value in parameters.items() if value.requires_grad] if optimizer else []
-    captured = _capture(model, bound, {**parameters, **buffers}, loss, trainable)
+    captured, overwritten = _capture(model, bound, {**parameters, **buffers}, loss, trainable)
+    _check_overwritten(overwritten, parameters, captured, is_training=optimizer is not None)
     graph = import_fx(
         captured,
         name or type(model).__name__.lower(),
@@ -75,6 +76,7 @@ def trace(
         buffers=list(buffers),
         inputs=_input_names(bound, {*parameters, *buffers, STEP}),
         trainable=trainable,
+        overwritten=overwritten,
         step=STEP,
     )
     if optimizer:
@@ -132,7 +134,8 @@ def _capture(
     stored: Mapping[str, torch.Tensor],
     loss: Callable[[Any], torch.Tensor] | None,
     trainable: list[str],
-) -> torch.fx.GraphModule:
+) -> tuple[torch.fx.GraphModule, tuple[str, ...]]:
+    """The joint graph, and the names of the stored tensors it overwrites: their new values are its last results."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     leaves, structure = pytree.tree_flatten(dict(bound.arguments))
     with fake:
@@ -172,7 +175,26 @@ def _capture(
             where=failing_line(error),
             remedy=f"declare them: torch.library.register_fake({kind_of(error.func).replace('.', '::')!r})",
         ) from None
-    return without_mutations(captured, (stored_fakes, leaf_fakes, step))
+    functional, overwritten = without_mutations(captured, (stored_fakes, leaf_fakes, step))
+    return functional, tuple(list(stored)[number] for number in overwritten)
+
+
+def _check_overwritten(
+    names: Sequence[str], parameters: Mapping[str, Any], captured: torch.fx.GraphModule, *, is_training: bool
+) -> None:
+    """Buffers may change in a training step, such as running means; nothing else may."""
+    (output,) = (node for node in captured.graph.nodes if node.op == "output")
+    for name, value in zip(names, output.args[0][-len(names) :] if names else (), strict=True):
+        if name in parameters or not is_training:
+            what = "parameter" if name in parameters else "buffer"
+            raise TraceError(
+                f"the model overwrites its own {what} {name!r}"
+                + ("" if name in parameters else ", and would answer differently the next time"),
+                where=note_of(value.meta).get("source", ""),
+                remedy="let the optimizer change parameters"
+                if name in parameters
+                else "call model.eval() first where that stops it, or keep the tensor outside of the model",
+            )
 
 
 def _fake(value: torch.Tensor, requires_grad: bool) -> torch.Tensor:
@@ -201,7 +223,7 @@ def _append_updates(graph: Graph, optimizer: Optimizer, trainable: list[str]) ->
     """Add the optimizer's operator for every parameter that has a gradient."""
     tensors = dict(graph.tensors)
     operators = list(graph.operators)
-    updates: dict[str, str] = {}
+    updates = dict(graph.updates)
     for key in trainable:
         gradient = graph.gradients.get(key)
         if gradient is None:

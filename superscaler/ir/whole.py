@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from superscaler.ir.batch_norm import batch_norm
+
 _library = torch.library.Library("superscaler", "DEF")
 _ops = torch.ops.superscaler
 
@@ -159,6 +161,7 @@ class Capture:
             F.cross_entropy: self.cross_entropy,
             F.dropout: self.dropout,
             F.mse_loss: self.mse_loss,
+            F.batch_norm: batch_norm,
         }
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

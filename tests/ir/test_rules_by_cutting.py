@@ -65,7 +65,23 @@ def layer_norm_backward(mask, weight=True):
     return Call("aten.native_layer_norm_backward", real(3, 4, 6), x, [6], mean, rstd, *affine, mask)
 
 
+def batch_norm_call(kind, weight):
+    x, mean, rstd = real(6, 4, 5), real(4), positive(4)
+    affine = real(4) if weight else None
+    if kind == "batch_norm":
+        return Call(kind, x, mean, rstd, affine, affine)
+    return Call(kind, real(6, 4, 5), x, mean, rstd, affine, real(4), real(4), count=30.0)
+
+
 CASES = {
+    "channel_sums": [lambda: Call("channel_sums", real(6, 4, 5)), lambda: Call("channel_sums", real(6, 4))],
+    "channel_squares": [lambda: Call("channel_squares", real(6, 4, 5, 3), real(4))],
+    "batch_norm": [lambda: batch_norm_call("batch_norm", True), lambda: batch_norm_call("batch_norm", False)],
+    "batch_norm_sums": [lambda: Call("batch_norm_sums", real(6, 4, 5), real(6, 4, 5), real(4), positive(4))],
+    "batch_norm_input_gradient": [
+        lambda: batch_norm_call("batch_norm_input_gradient", True),
+        lambda: batch_norm_call("batch_norm_input_gradient", False),
+    ],
     "linear": [
         lambda: Call("linear", real(3, 4, 6), real(5, 6), real(5)),
         lambda: Call("linear", real(4, 6), real(5, 6), None),

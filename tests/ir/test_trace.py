@@ -237,16 +237,37 @@ def test_writing_into_an_input_changes_what_the_model_sees():
     )
 
 
-def test_overwriting_a_buffer_is_refused_with_the_line():
+def count_calls(self, x):
+    self.seen += 1
+    return self.fc(x).square().sum() * self.seen
+
+
+def test_a_buffer_the_model_overwrites_is_updated_with_the_parameters():
+    model = Model(count_calls).double()
+    model.register_buffer("seen", torch.zeros((), dtype=torch.float64))
+    graph = trace(model, (x(),), optimizer=SGD())
+    assert "seen" in graph.updates
+    results = interpret(graph, {graph.inputs[0]: x(), "seen": torch.tensor(2.0).double(), "step": 1})
+    assert results[graph.updates["seen"]] == 3
+
+
+def test_overwriting_a_buffer_in_inference_is_refused_with_the_line():
+    model = Model(count_calls)
+    model.register_buffer("seen", torch.zeros(()))
+    with pytest.raises(TraceError, match="overwrites its own buffer 'seen'") as caught:
+        trace(model, (torch.randn(3, 4),))
+    assert caught.value.where.endswith(line_of(count_calls, 1))
+
+
+def test_overwriting_a_parameter_is_refused_with_the_line():
     def forward(self, x):
-        self.seen += 1
+        with torch.no_grad():
+            self.fc.weight.mul_(0.5)
         return self.fc(x).square().sum()
 
-    model = Model(forward)
-    model.register_buffer("seen", torch.zeros(()))
-    with pytest.raises(TraceError, match="overwrites one of its own parameters or buffers") as caught:
-        trace(model, (torch.randn(3, 4),), optimizer=SGD())
-    assert caught.value.where.endswith(line_of(forward, 1))
+    with pytest.raises(TraceError, match=r"overwrites its own parameter 'fc\.weight'") as caught:
+        trace(Model(forward), (torch.randn(3, 4),), optimizer=SGD())
+    assert caught.value.where.endswith(line_of(forward, 2))
 
 
 # Where each operator comes from

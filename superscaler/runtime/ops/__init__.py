@@ -1,6 +1,13 @@
 """Operators of generated programs where torch has no one function: pure, device-neutral, without autograd."""
 
 from superscaler.runtime.ops.attention import attention, attention_backward
+from superscaler.runtime.ops.batch_norm import (
+    batch_norm,
+    batch_norm_input_gradient,
+    batch_norm_sums,
+    channel_squares,
+    channel_sums,
+)
 from superscaler.runtime.ops.cross_entropy import cross_entropy, cross_entropy_backward
 from superscaler.runtime.ops.dropout import dropout, dropout_backward
 from superscaler.runtime.ops.embedding import embedding, embedding_backward
@@ -13,6 +20,11 @@ __all__ = [
     "adamw_",
     "attention",
     "attention_backward",
+    "batch_norm",
+    "batch_norm_input_gradient",
+    "batch_norm_sums",
+    "channel_squares",
+    "channel_sums",
     "cross_entropy",
     "cross_entropy_backward",
     "dropout",
