@@ -49,6 +49,13 @@ def run_operator(operator: Operator, reads: Sequence[Any]) -> tuple[torch.Tensor
 
     The operator may be a copy whose arguments and keywords were replaced by those of a piece.
     """
+    present = call_operator(operator, reads)
+    assert len(present) == len(operator.writes), (operator.name, len(present), operator.writes)
+    return present
+
+
+def call_operator(operator: Operator, reads: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+    """As `run_operator`, for an operator that does not say what it writes: all results there are."""
     arguments = map_refs(operator.arguments, lambda ref: reads[ref.index])
     keywords = {key: map_refs(value, lambda ref: reads[ref.index]) for key, value in operator.keywords}
     function = resolve(call_name(operator.kind))
@@ -56,9 +63,7 @@ def run_operator(operator: Operator, reads: Sequence[Any]) -> tuple[torch.Tensor
         *map(_own_type, arguments), **{key: _own_type(value) for key, value in keywords.items()}
     )
     results = result if isinstance(result, (tuple, list)) else (result,)
-    present = tuple(item for item in results if item is not None)
-    assert len(present) == len(operator.writes), (operator.name, len(present), operator.writes)
-    return present
+    return tuple(item for item in results if item is not None)
 
 
 def _own_type(value: Any) -> Any:

@@ -191,16 +191,26 @@ def rule_of(operator: Operator, graph: Graph) -> tuple[Rule, dict[str, int]]:
         )
     reads = [graph.tensors[name].shape for name in operator.reads]
     writes = [graph.tensors[name].shape for name in operator.writes]
-    source = KINDS[operator.kind].rule
-    text = source if isinstance(source, str) else source(operator, reads, writes)
     try:
-        return bind(text, reads, writes)
+        return bind_row(KINDS[operator.kind], operator, reads, writes)
     except RuleMismatch as mismatch:
         raise TraceError(
             f"the rule of {operator.kind} does not fit the operator {operator.name!r}: {mismatch}",
             where=operator.source,
             remedy="the rule in superscaler/ir/kinds.py must name each dim of each tensor",
         ) from None
+
+
+def bind_row(
+    row: Kind, operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]
+) -> tuple[Rule, dict[str, int]]:
+    """The rule of a row, bound to the shapes of a call, and the size of each letter.
+
+    Raises:
+        RuleMismatch: The rule does not fit the shapes.
+    """
+    text = row.rule if isinstance(row.rule, str) else row.rule(operator, reads, writes)
+    return bind(text, reads, writes)
 
 
 def is_linear(operator: Operator) -> bool:

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from superscaler.errors import TraceError
+from superscaler.ir.cut_experiment import CutExperiment as Call
 from superscaler.ir.graph import Graph, Operator, Ref
 from superscaler.ir.kinds import KINDS, declare_rule, is_linear, rule_of
 from superscaler.ir.rules import RuleMismatch, bind
 from superscaler.ir.shape_rules import regroup
 from superscaler.ir.tensor import Role, Tensor
-from tests.ir.cutting import Call
 
 F64 = torch.float64
 
