@@ -14,6 +14,8 @@ _EPILOG = """\
 examples:
   superscaler compile models/gpt.py:tiny --cluster local:4 --plan dp=2,tp=2 -o build/gpt
   torchrun --nproc-per-node 4 build/gpt/train.py --steps 20 --data build/text.safetensors
+  superscaler compile models/gpt.py:tiny --inference --inputs tokens -o build/gpt-run
+  python build/gpt-run/run.py --data build/text.safetensors --out build/logits.safetensors
   superscaler check models/gpt.py:tiny --cluster local:4 --plan tp=2,pp=2,micro_batches=2
   superscaler show build/gpt
   superscaler show models/gpt.py:tiny --cluster local:2 --plan pp=2 --explain 'h.0.attn.q/linear'
@@ -73,6 +75,12 @@ def _add_model(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--dtype", default="float32", choices=("float64", "float32", "bfloat16"), help="of parameters"
     )
+    parser.add_argument(
+        "--inference", action="store_true", help="only the outputs, in eval mode: no loss, no optimizer"
+    )
+    parser.add_argument(
+        "--inputs", metavar="NAMES", help="which of the example inputs to pass, such as tokens (default all)"
+    )
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd"))
     parser.add_argument("--lr", type=float, default=3e-4, help="learning rate (default 3e-4)")
     parser.add_argument("--weight-decay", type=float, default=0.01)
@@ -90,7 +98,8 @@ def _compile(options: argparse.Namespace) -> None:
         folder = plan.save(options.output, options.model)
     devices = plan.num_devices
     print(f"{folder}: plan {plan.name!r} for {devices} device(s), verified; run it with")
-    print(f"  torchrun --nproc-per-node {devices} {folder}/train.py --steps 20 --data FILE.safetensors")
+    entry = "train.py --steps 20" if plan.graph.is_training else "run.py --out OUTPUTS.safetensors"
+    print(f"  torchrun --nproc-per-node {devices} {folder}/{entry} --data FILE.safetensors")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -141,9 +150,24 @@ def _model(options: argparse.Namespace) -> tuple[Any, Any]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, options.dtype))
     try:
-        return build_model(options.model, options.batch, _overrides(options.set))
+        model, inputs = build_model(options.model, options.batch, _overrides(options.set))
     finally:
         torch.set_default_dtype(before)
+    return model.eval() if options.inference else model, _chosen(inputs, options.inputs)
+
+
+def _chosen(inputs: Any, names: str | None) -> Any:
+    """The example inputs of these names."""
+    if names is None:
+        return inputs
+    wanted = [name.strip() for name in names.split(",")]
+    unknown = [name for name in wanted if name not in inputs]
+    if unknown:
+        raise TraceError(
+            f"--inputs {names}: the model's file gives no {unknown[0]!r}",
+            remedy=f"choose from {', '.join(inputs)}",
+        )
+    return {name: inputs[name] for name in wanted}
 
 
 def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -168,11 +192,13 @@ def _trace(options: argparse.Namespace, model: tuple[Any, Any] | None = None, de
     from superscaler.ir.optimizers import SGD, AdamW
     from superscaler.ir.trace import trace
 
-    optimizer = (
-        AdamW(lr=options.lr, weight_decay=options.weight_decay)
-        if options.optimizer == "adamw"
-        else SGD(lr=options.lr, weight_decay=options.weight_decay, momentum=options.momentum)
-    )
+    optimizer = None
+    if not options.inference:
+        optimizer = (
+            AdamW(lr=options.lr, weight_decay=options.weight_decay)
+            if options.optimizer == "adamw"
+            else SGD(lr=options.lr, weight_decay=options.weight_decay, momentum=options.momentum)
+        )
     filled = None
     with _progress("building the model"):
         if model is None and deferred:

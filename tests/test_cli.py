@@ -150,6 +150,7 @@ MISTAKES = [
     (["show", "{dir}/import_error.py:tiny"], "import_error.py:2"),
     (["show", "{dir}"], "is not a build folder"),
     (["check", TINY, "--plan", "pp=2"], "'pp=2' needs 2 devices"),
+    (["show", TINY, "--inputs", "words"], "--inputs words: the model's file gives no 'words'"),
     (["compile", TINY, "--plan", "tp=0", "-o", "{dir}/out"], "a number below 1"),
 ]
 
@@ -204,6 +205,20 @@ def test_compile_writes_a_folder_that_show_prints(capsys, tmp_path):
     assert code == 0
     assert "plan 'pp=2'" in out
     assert "programs: " in out
+
+
+def test_compile_for_inference_writes_a_program_that_runs_a_file(capsys, tmp_path):
+    folder = tmp_path / "gpt"
+    options = ["--inference", "--inputs", "tokens", "-o", str(folder), *SMALL]
+    code, out, err = run(capsys, "compile", TINY, *options)
+    assert code == 0, err
+    assert f"torchrun --nproc-per-node 1 {folder}/run.py --out OUTPUTS.safetensors" in out
+    assert not (folder / "train.py").exists()
+    done = subprocess.run(
+        [sys.executable, str(folder / "run.py"), "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--out" in done.stdout
 
 
 def test_the_module_is_a_program():

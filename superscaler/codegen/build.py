@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from superscaler.codegen.emit import emit
-from superscaler.codegen.plan_file import FORMAT, describe_build
+from superscaler.codegen.plan_file import FORMAT, describe_build, entry_name
 from superscaler.codegen.program import Program
 from superscaler.errors import BuildError
 from superscaler.ir.graph import Graph
@@ -58,7 +58,7 @@ PAGE = "plan.txt"
 
 def _write_files(plan: Plan, programs: Sequence[Program], folder: Path, reference: str) -> None:
     sources = {f"stage{program.stage}.py": emit(plan, program) for program in programs}
-    entry = "train.py" if plan.graph.is_training else "run.py"
+    entry = entry_name(plan)
     sources[entry] = _entry(plan, entry)
     for name, text in sources.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -85,9 +85,10 @@ def initial_values(graph: Graph) -> dict[str, Any]:
 
 
 def _entry(plan: Plan, entry: str) -> str:
+    module = "launch" if plan.graph.is_training else "infer"
     return (
         f'"""Run with: torchrun --nproc-per-node {plan.num_devices} {entry}; options: --help."""\n\n'
-        "from superscaler.runtime.launch import main\n\n"
+        f"from superscaler.runtime.{module} import main\n\n"
         'if __name__ == "__main__":\n    main(__file__)\n'
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from superscaler.codegen.emit_phases import Emitted, Phases, emit_phases
 from superscaler.codegen.emit_update import emit_update
 from superscaler.codegen.name_tables import NameTables
+from superscaler.codegen.plan_file import entry_name
 from superscaler.codegen.program import Exchange, Program, Send
 from superscaler.codegen.source_lines import INDENT, WIDTH, statement
 from superscaler.codegen.stage import Stage
@@ -57,12 +58,11 @@ def _docstring(stage: Stage) -> str:
     stages = len(plan.materialized.stages)
     ranks = f"rank{'s' if len(program.mesh.devices) > 1 else ''} {format_devices(program.mesh.devices)}"
     part = f", stage {program.stage} of {stages}" if stages > 1 else ""
-    entry = "train.py" if stage.graph.is_training else "run.py"
     lines = [
         f'"""{stage.graph.name} under the plan {plan.name}{part}: what {ranks} run{"s" * (ranks[4] != "s")}.',
         "",
     ]
-    lines += [f"{INDENT}torchrun --nproc-per-node {plan.num_devices} {entry}", ""]
+    lines += [f"{INDENT}torchrun --nproc-per-node {plan.num_devices} {entry_name(plan)}", ""]
     placed = plan.placed.placements
     here = [o for o in stage.graph.operators if placed[o.name].mesh == program.mesh]
     for name, size in program.mesh.axes:

@@ -11,6 +11,7 @@ from superscaler.ir.layout import Extent, Layout
 from superscaler.ir.mesh import TIME
 from superscaler.ir.text import format_graph
 from superscaler.planner.exchange import exchange_moves
+from superscaler.planner.micro_batches import batch_axes
 from superscaler.planner.plan import Plan
 from superscaler.planner.steps import space_partial
 
@@ -35,6 +36,7 @@ def describe_build(
         "name": graph.name,
         "model": reference,
         "plan": plan.name,
+        "entry": entry_name(plan),
         "world_size": plan.num_devices,
         "micro_batches": plan.schedule.micro_batches,
         "superscaler": _version("superscaler"),
@@ -54,6 +56,11 @@ def describe_build(
     return described
 
 
+def entry_name(plan: Plan) -> str:
+    """The script that torchrun starts."""
+    return "train.py" if plan.graph.is_training else "run.py"
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -63,11 +70,26 @@ def _version(package: str) -> str:
 
 def _stage(plan: Plan, program: Program) -> dict[str, Any]:
     mesh = program.mesh
-    return {
+    described: dict[str, Any] = {
         "module": f"stage{program.stage}",
         "mesh": {"devices": list(mesh.devices), "axes": [list(axis) for axis in mesh.axes]},
         "tensors": {name: _tensor(plan, program, name) for name in (*program.stored, *program.fed)},
     }
+    if not plan.graph.is_training:
+        described["outputs"] = {
+            name: {**_tensor(plan, program, value), "rows_per_sample": _rows_per_sample(plan, name)}
+            for name, value in program.outputs.items()
+        }
+    return described
+
+
+def _rows_per_sample(plan: Plan, output: str) -> int:
+    """Rows of an output's first dim per sample of the batch; 0 where that dim is not the batch."""
+    dims = plan.placed.axes.dims[output]
+    batch = batch_axes(plan.graph, plan.placed.axes)
+    if not dims or dims[0][:1] not in [(axis,) for axis in batch]:
+        return 0
+    return plan.graph.tensors[output].shape[0] // dims[0][0].size
 
 
 def _tensor(plan: Plan, program: Program, name: str) -> dict[str, Any]:

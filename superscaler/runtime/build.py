@@ -21,6 +21,16 @@ TORCH_FROM, TORCH_BELOW = (2, 11), (2, 14)
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """A tensor ``infer_step`` returns."""
+
+    name: str
+    tensor: StoredTensor
+    rows_per_sample: int
+    """Rows of its first dim per sample; 0 where the first dim is not the batch."""
+
+
+@dataclass(frozen=True, slots=True)
 class StageProgram:
     """One source file, and the devices that run it."""
 
@@ -28,6 +38,8 @@ class StageProgram:
     """Name of the file, without ``.py``."""
     mesh: Mesh
     tensors: Mapping[str, StoredTensor]
+    outputs: Mapping[str, Output]
+    """What its ``infer_step`` returns; empty for training."""
 
     def with_role(self, *roles: Role) -> list[StoredTensor]:
         """Its tensors of these roles, in order."""
@@ -42,6 +54,8 @@ class Build:
     name: str
     plan: str
     """The plan as the user wrote it, such as ``dp=2,tp=2``."""
+    entry: str
+    """The script torchrun starts: ``train.py``, or ``run.py`` for inference."""
     world_size: int
     micro_batches: int
     inputs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -56,6 +70,14 @@ class Build:
     def stage_of(self, rank: int) -> StageProgram:
         """The program of a rank."""
         return next(stage for stage in self.stages if rank in stage.mesh.devices)
+
+    def outputs(self) -> dict[str, Output]:
+        """What ``infer_step`` returns, over all stages; of one that several hold, the first."""
+        found: dict[str, Output] = {}
+        for stage in self.stages:
+            for name, output in stage.outputs.items():
+                found.setdefault(name, output)
+        return found
 
     def tensors(self, *roles: Role) -> dict[str, StoredTensor]:
         """Tensors of these roles over all stages by source; of one that several hold, the first."""
@@ -151,13 +173,18 @@ def _read(folder: Path, plan: Mapping[str, Any], fingerprint: str) -> Build:
         axes = tuple((name, size) for name, size in stage["mesh"]["axes"])
         mesh = Mesh(tuple(stage["mesh"]["devices"]), axes, plan["micro_batches"])
         tensors = {name: read_stored_tensor(name, entry, mesh) for name, entry in stage["tensors"].items()}
-        stages.append(StageProgram(stage["module"], mesh, tensors))
+        outputs = {
+            name: Output(name, read_stored_tensor(name, entry, mesh), entry["rows_per_sample"])
+            for name, entry in stage.get("outputs", {}).items()
+        }
+        stages.append(StageProgram(stage["module"], mesh, tensors, outputs))
     devices = sorted(device for stage in stages for device in stage.mesh.devices)
     assert devices == list(range(plan["world_size"])), f"stages use devices {devices}"
     return Build(
         folder=folder,
         name=plan["name"],
         plan=plan["plan"],
+        entry=plan.get("entry", "train.py"),
         world_size=plan["world_size"],
         micro_batches=plan["micro_batches"],
         inputs={

@@ -20,16 +20,23 @@ class Batches:
         build: Says what the inputs are, and B in the first dim of each.
         rank: This process; it reads its own pieces only.
         device: Where batches are put.
+        may_repeat: Whether less than one batch of samples will do: they are repeated.
 
     Raises:
-        BuildError: An input is missing, has another dtype or shape, or there is less than one batch.
+        BuildError: An input is missing, has another dtype or shape, or there are too few samples.
     """
 
-    def __init__(self, path: Path | str, build: Build, rank: int, device: torch.device) -> None:
+    def __init__(
+        self, path: Path | str, build: Build, rank: int, device: torch.device, *, may_repeat: bool = False
+    ) -> None:
         self._files = TensorFiles(path)
         self._rank, self._device, self._micro_batches = rank, device, build.micro_batches
         self._inputs = build.stage_of(rank).with_role(Role.INPUT)
-        self.samples = self._check(build)
+        self.samples = self._check(build, 1 if may_repeat else 0)
+        """How many there are."""
+        sizes = [shape[0] for _, shape in build.inputs.values() if shape]
+        self.count = -(-self.samples // sizes[0]) if sizes else 1
+        """How many batches it takes to see each sample."""
 
     def micro_batches(self, step: int) -> list[dict[str, Tensor]]:
         """This rank's inputs of each micro-batch of step number `step`, which counts from 0."""
@@ -45,8 +52,8 @@ class Batches:
             runs[0] = wrap_runs([(first + start, first + stop) for start, stop in runs[0]], self.samples)
         return self._files.read(tensor.source, runs).to(self._device)
 
-    def _check(self, build: Build) -> int:
-        """The number of samples."""
+    def _check(self, build: Build, enough: int) -> int:
+        """The number of samples; `enough` of them will do, where 0 stands for one batch."""
         headers, path = self._files.headers, self._files.path
         counts = {}
         for name, (dtype, shape) in build.inputs.items():
@@ -64,7 +71,7 @@ class Batches:
                 )
             if shape:
                 counts[name] = found.shape[0]
-                if found.shape[0] < shape[0]:
+                if found.shape[0] < (enough or shape[0]):
                     raise BuildError(
                         f"{path} has {found.shape[0]} samples of {name!r}; one batch takes {shape[0]}",
                         remedy="give more data, or compile for a smaller batch",

@@ -1,4 +1,8 @@
-"""A build for one device, run inside one's own Python process: ``step = load("build/gpt"); loss = step(batch)``."""
+"""A build for one device, run inside one's own Python process: ``program = load("build/gpt")``.
+
+A training build is a function of a batch that trains one step and returns the loss; an inference build is one
+that returns the outputs by name.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,68 +12,39 @@ from torch import Tensor
 
 from superscaler.errors import BuildError
 from superscaler.ir.tensor import Role
-from superscaler.runtime.build import read_build
+from superscaler.runtime.build import Build, read_build
 from superscaler.runtime.communication import Runtime
 from superscaler.runtime.host_memory import keep_freed_memory
-from superscaler.runtime.launch import WEIGHTS_FILE, load_module
-from superscaler.runtime.weights import load_weights, make_weights, zero_states
+from superscaler.runtime.outputs import join_pieces
+from superscaler.runtime.session import load_module, load_tensors
 
 
-class LocalProgram:
-    """A training program on one device, with its weights and optimizer states.
+class _Program:
+    """A program on one device, with its weights.
 
     Args:
-        folder: A build folder compiled for one device.
+        build: Compiled for one device.
         device: Where it runs.
         weights: A safetensors file or folder to start from; by default those of the build, else its initialisers.
         seed: Of the initialisers.
-
-    Raises:
-        BuildError: The folder is no build, or its plan needs several processes.
     """
 
-    def __init__(
-        self,
-        folder: Path | str,
-        device: torch.device | str = "cpu",
-        weights: Path | str | None = None,
-        seed: int = 0,
-    ) -> None:
-        build = read_build(folder)
-        if build.world_size != 1:
-            raise BuildError(
-                f"plan {build.plan!r} of {build.name} needs {build.world_size} processes",
-                remedy=f"torchrun --nproc-per-node {build.world_size} {Path(folder) / 'train.py'}",
-            )
-        self.device = torch.device(device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        self.build = build
-        self.steps = 0
-        """Steps done so far."""
-        own = build.folder / WEIGHTS_FILE
-        source = weights or (own if own.is_file() else None)
-        if source is None:
-            self.weights: dict[str, Tensor] = make_weights(build, 0, self.device, seed)
-            self.state: dict[str, Tensor] = zero_states(build, 0, self.device)
-        else:
-            self.weights, self.state, self.steps = load_weights(source, build, 0, self.device)
-        self._runtime = Runtime(0, [build.stages[0].mesh], self.device)
-        self._inputs = build.stages[0].with_role(Role.INPUT)
+    def __init__(self, build: Build, device: torch.device, weights: Path | str | None, seed: int) -> None:
+        self.build, self.device = build, device
+        loaded = load_tensors(build, 0, device, weights, seed)
+        self.weights: dict[str, Tensor] = loaded[0]
+        self.state: dict[str, Tensor] = loaded[1]
+        self.steps: int = loaded[2]
+        """Training steps the weights have seen."""
+        self._runtime = Runtime(0, [build.stages[0].mesh], device)
         self._module = load_module(build.folder, build.stages[0])
 
-    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Train one step on a whole batch, inputs by name; returns the loss."""
-        self.steps += 1
-        micro_batches = [
-            {value.name: self._piece(batch, value.source, value.runs(0, number)) for value in self._inputs}
+    def _micro_batches(self, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        inputs = self.build.stages[0].with_role(Role.INPUT)
+        return [
+            {value.name: self._piece(batch, value.source, value.runs(0, number)) for value in inputs}
             for number in range(self.build.micro_batches)
         ]
-        with torch.no_grad():
-            outputs = self._module.train_step(
-                self.weights, self.state, micro_batches, self.steps, self._runtime
-            )
-        return outputs["loss"]
 
     def _piece(self, batch: Mapping[str, Tensor], name: str, runs: list[list[tuple[int, int]]]) -> Tensor:
         dtype, shape = self.build.inputs[name]
@@ -87,8 +62,60 @@ class LocalProgram:
         return piece
 
 
+class TrainingProgram(_Program):
+    """A training program on one device, with its weights and optimizer states."""
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Train one step on a whole batch, inputs by name; returns the loss."""
+        micro_batches = self._micro_batches(batch)
+        self.steps += 1
+        with torch.no_grad():
+            outputs = self._module.train_step(
+                self.weights, self.state, micro_batches, self.steps, self._runtime
+            )
+        return outputs["loss"]
+
+
+class InferenceProgram(_Program):
+    """An inference program on one device, with its weights."""
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the outputs of a whole batch, inputs by name; returns them by the graph's names, in order."""
+        micro_batches = self._micro_batches(batch)
+        with torch.no_grad():
+            results = self._module.infer_step(self.weights, micro_batches, self._runtime)
+        count = self.build.micro_batches
+        return {
+            name: join_pieces(output, {0: results[name]}, count) if count > 1 else results[name]
+            for name, output in self.build.outputs().items()
+        }
+
+
 def load(
     folder: Path | str, device: torch.device | str = "cpu", weights: Path | str | None = None, seed: int = 0
-) -> LocalProgram:
-    """Load a build for one device; see `LocalProgram`."""
-    return LocalProgram(folder, device, weights, seed)
+) -> TrainingProgram | InferenceProgram:
+    """Load a build for one device.
+
+    Args:
+        folder: A build folder.
+        device: Where it runs.
+        weights: A safetensors file or folder to start from; by default those of the build, else its initialisers.
+        seed: Of the initialisers.
+
+    Returns:
+        A function of a batch, inputs by name: a training program trains one step and returns the loss, an
+        inference program returns the outputs by name.
+
+    Raises:
+        BuildError: The folder is no build, or its plan needs several processes.
+    """
+    build, device = read_build(folder), torch.device(device)
+    if build.world_size != 1:
+        raise BuildError(
+            f"plan {build.plan!r} of {build.name} needs {build.world_size} processes",
+            remedy=f"torchrun --nproc-per-node {build.world_size} {Path(folder) / build.entry}",
+        )
+    if device.type == "cpu":
+        keep_freed_memory()
+    kind = TrainingProgram if build.entry == "train.py" else InferenceProgram
+    return kind(build, device, weights, seed)

@@ -52,6 +52,10 @@ class StoredTensor:
         per_dim = self._per_dim(rank, micro_batch)
         return [dim_runs(sizes, intervals) for sizes, intervals in zip(self.fine, per_dim, strict=True)]
 
+    def is_on(self, rank: int) -> bool:
+        """Whether a rank holds a piece."""
+        return rank in self.layout.mesh.devices
+
     def is_first_copy(self, rank: int) -> bool:
         """Whether this rank is the one of several with the same piece that writes it."""
         coordinates = self.layout.mesh.coordinates(rank)

@@ -1,0 +1,46 @@
+"""What ``torchrun run.py`` does: compute the outputs of all samples of a data set, and write them as one file."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from superscaler.runtime.data import Batches
+from superscaler.runtime.outputs import OutputFile
+from superscaler.runtime.ranks import leave, meet, relative
+from superscaler.runtime.session import Session, add_common_options, run_entry
+
+
+def main(file: str, arguments: Sequence[str] | None = None) -> None:
+    """Run the build folder `file` lies in; its ``run.py`` calls this with its own ``__file__``."""
+    run_entry(file, arguments, _parser, _run)
+
+
+def _run(session: Session, options: argparse.Namespace) -> None:
+    batches = Batches(session.data, session.build, session.rank, session.device, may_repeat=True)
+    outputs = OutputFile(options.out, session.build, session.rank)
+    with torch.no_grad():
+        for number in range(batches.count):
+            micro_batches = batches.micro_batches(number)
+            outputs.add(session.module.infer_step(session.weights, micro_batches, session.runtime))
+    session.runtime.finish()
+    outputs.write(batches.samples, meet)
+    if session.rank == 0:
+        print(f"{options.out}: outputs of {batches.samples} samples")  # noqa: T201
+    leave()
+
+
+def _parser(entry: Path) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=relative(entry),
+        description="Compute the outputs of the model this folder was compiled from. Start it with torchrun.",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="the .safetensors file to write, on a shared file system: one tensor per output, a row per sample",
+    )
+    add_common_options(parser)
+    return parser
