@@ -5,21 +5,24 @@
     initialisers(model)                 # {"wte.weight": (("normal_", 0.0, 0.02),), ...}
 
 The steps of a tensor are in-place methods, the first of which fills it; a generated program replays them on
-the piece it holds. What is known about a tensor hangs on its storage, so views, ``detach``,
-`torch.nn.Parameter` and tied weights share it, and it goes when the storage goes.
+the piece it holds. A tensor that is computed without a random number (a table of frequencies, a mask) has no
+steps but values, which are computed beside the model on the CPU and belong to it. What is known about a tensor
+hangs on its storage, so views, ``detach``, `torch.nn.Parameter` and tied weights share it, and it goes when the
+storage goes.
 """
 
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from superscaler.errors import TraceError
 from superscaler.ir.provenance import user_line
@@ -64,39 +67,64 @@ def deferred_init() -> Iterator[None]:
         nn.init._no_grad_trunc_normal_ = original
 
 
-def initialisers(model: nn.Module) -> dict[str, Steps]:
-    """How each parameter and buffer on the meta device is filled, by name; real tensors are left out.
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What is known of a model's tensors on the meta device; real ones are left out.
 
     A tensor with two names appears once, under the name `torch.nn.Module.named_parameters` gives it.
-
-    Raises:
-        TraceError: The filling of a tensor could not be recorded, it has none, or its random values are also
-            those of another tensor.
     """
+
+    steps: dict[str, Steps]
+    """How a tensor is filled, by name."""
+    values: dict[str, Tensor]
+    """Values of what depends on no random number, and is no mere constant, on the CPU."""
+    faults: dict[str, TraceError]
+    """Why the rest cannot be filled: a weights file must give them."""
+
+
+def recorded(model: nn.Module) -> Recorded:
+    """How each parameter and buffer on the meta device is filled."""
     stored = [("parameter", *item) for item in model.named_parameters()]
     stored += [("buffer", *item) for item in model.named_buffers()]
-    steps: dict[str, Steps] = {}
+    found = Recorded({}, {}, {})
     drawn: dict[object, str] = {}
     for role, name, tensor in stored:
         if not tensor.is_meta:
             continue
         filling = _read(tensor)
-        if filling.fault:
-            raise TraceError(
+        values = _values(tensor) if filling.values is not None else None
+        if values is not None:
+            found.values[name] = values
+        elif filling.fault:
+            found.faults[name] = TraceError(
                 f"the {role} {name!r} cannot be filled later: {filling.fault}",
                 where=filling.where,
                 remedy=filling.remedy,
             )
-        if filling.draw in drawn:
-            raise TraceError(
+        elif filling.draw in drawn:
+            found.faults[name] = TraceError(
                 f"the {role} {name!r} is a copy of the random values of {drawn[filling.draw]!r}, "
                 "which deferred initialisation would draw anew",
                 remedy="tie the two (one tensor under both names), or fill each on its own",
             )
+        else:
+            found.steps[name] = filling.steps
         if filling.draw is not None:
-            drawn[filling.draw] = name
-        steps[name] = filling.steps
-    return steps
+            drawn.setdefault(filling.draw, name)
+    return found
+
+
+def initialisers(model: nn.Module) -> dict[str, Steps]:
+    """How each parameter and buffer on the meta device that is no table of values is filled, by name.
+
+    Raises:
+        TraceError: The filling of a tensor could not be recorded, it has none, or its random values are also
+            those of another tensor.
+    """
+    found = recorded(model)
+    for fault in found.faults.values():
+        raise fault
+    return found.steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +138,8 @@ class _Filling:
     """Why the steps are not known."""
     where: str = ""
     remedy: str = ""
+    values: Tensor | None = field(default=None, compare=False, repr=False)
+    """Without steps: the elements of the storage, on the CPU, where they depend on nothing unknown."""
 
 
 def _fault(reason: str, remedy: str = "") -> _Filling:
@@ -139,17 +169,40 @@ class _Recorder(TorchDispatchMode):
         bound = {argument.name: argument.default_value for argument in schema.arguments}
         bound.update(zip((argument.name for argument in schema.arguments), args, strict=False))
         bound.update(kwargs)
-        name = schema.name.removeprefix("aten::")
-        if not schema.is_mutable:
-            result = function(*args, **kwargs)
-            for tensor in _tensors(result):
-                if tensor.is_meta and not hasattr(tensor.untyped_storage(), _MARK):
-                    _mark(tensor, _filling_by(name, bound, tensor))
-            return result
-        for argument in schema.arguments:
-            if argument.alias_info is not None and argument.alias_info.is_write and name not in _VALUE_FREE:
-                for tensor in _tensors(bound[argument.name]):
-                    _overwrite(tensor, _filling_by(name, bound, tensor), name)
+        name = _name(function)
+        if schema.is_mutable:
+            return self._mutate(function, name, bound, args, kwargs)
+        if name == "_local_scalar_dense":
+            known = _values(args[0])
+            return function(args[0] if known is None else known)
+        result = function(*args, **kwargs)
+        fresh = [
+            (i, tensor)
+            for i, tensor in enumerate(_tensors(result))
+            if tensor.is_meta and not hasattr(tensor.untyped_storage(), _MARK)
+        ]
+        made = {i: _filling_by(name, bound, tensor) for i, tensor in fresh}
+        computed = _computed(function, args, kwargs) if any(item.fault for item in made.values()) else None
+        for i, tensor in fresh:
+            _mark(tensor, made[i] if computed is None else _with_values(made[i], tensor, computed[i]))
+        return result
+
+    def _mutate(self, function: Any, name: str, bound: Mapping[str, Any], args: Any, kwargs: Any) -> Any:
+        written = [
+            tensor
+            for argument in function._schema.arguments
+            if argument.alias_info is not None and argument.alias_info.is_write and name not in _VALUE_FREE
+            for tensor in _tensors(bound[argument.name])
+        ]
+        fillings = [_filling_after(name, bound, tensor) for tensor in written]
+        computed = None
+        if len(written) == 1 and written[0].is_meta and fillings[0].fault:
+            is_replaced = name == "copy_" or function._overloadname.endswith("out")
+            whole = is_replaced and _covers_storage(written[0])
+            computed = _computed(function, args, kwargs, written[0] if whole else None)
+        for tensor, filling in zip(written, fillings, strict=True):
+            if tensor.is_meta:
+                _mark(tensor, filling if computed is None else _with_values(filling, tensor, computed[0]))
         return function(*args, **kwargs)
 
 
@@ -165,6 +218,12 @@ class _Undispatched(TorchFunctionMode):
     ) -> Any:
         if function in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], (bool, int, float)):
             return torch.full((), *args, **(kwargs or {}))
+        if function in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], (list, tuple)):
+            result = function(*args, **(kwargs or {}))
+            if result.is_meta and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[0])):
+                given = function(*args, **{**(kwargs or {}), "device": "cpu"})
+                _mark(result, _with_values(_fault("it is a table of numbers"), result, given))
+            return result
         # Python code of torch.nn.init that asks this is about to skip the tensor.
         if function == torch.Tensor.is_meta.__get__:  # pyright: ignore[reportAttributeAccessIssue]
             caller = sys._getframe(1)
@@ -196,7 +255,7 @@ def _continued(source: Tensor, more: Steps, target: Tensor) -> _Filling:
     """What `target` holds when it was computed from `source`, element by element."""
     before = _read(source)
     if before.fault:
-        return before
+        return replace(before, values=None)
     if before.draw is not None and source.numel() != target.numel():
         return _fault("it repeats random values")
     if source.dtype != target.dtype and not (source.is_floating_point() and target.is_floating_point()):
@@ -224,14 +283,81 @@ def _pointwise(name: str, bound: Mapping[str, Any]) -> Steps | None:
     return None
 
 
-def _overwrite(tensor: Tensor, filling: _Filling, name: str) -> None:
-    """Note that operator `name` left `filling` in `tensor`, which may be a view of a larger storage."""
+def _filling_after(name: str, bound: Mapping[str, Any], tensor: Tensor) -> _Filling:
+    """What is in the storage once operator `name` has overwritten `tensor`, which may be a view of a part."""
+    filling = _filling_by(name, bound, tensor)
+    if not tensor.is_meta or filling.fault or _covers_storage(tensor) or _read(tensor) == filling:
+        return filling
+    return _fault(f"`{name}` overwrites a part of it, such as the row of a padding index")
+
+
+def _computed(
+    function: Any, args: Any, kwargs: Mapping[str, Any], overwritten: Tensor | None = None
+) -> list[Tensor] | None:
+    """What an operator gives for the values of its tensors; None where one is not known, or it draws some.
+
+    An operator that writes into a tensor does so in the values kept for it; those of `overwritten`, which it
+    replaces whole, need not be known.
+    """
+    if torch.Tag.nondeterministic_seeded in function.tags or _name(function) in _EMPTY:
+        return None
+    unknown: list[Tensor] = []
+
+    def on_cpu(leaf: Any) -> Any:
+        if isinstance(leaf, torch.device):
+            return torch.device("cpu")
+        if not isinstance(leaf, Tensor):
+            return leaf
+        values = _values(leaf)
+        if values is None and leaf is overwritten:
+            return torch.empty(leaf.shape, dtype=leaf.dtype, device="cpu")
+        unknown.extend([leaf] if values is None else [])
+        return values
+
+    cpu_args, cpu_kwargs = tree_map(on_cpu, (args, dict(kwargs)))
+    return None if unknown else _tensors(function(*cpu_args, **cpu_kwargs))
+
+
+def _with_values(filling: _Filling, tensor: Tensor, values: Tensor) -> _Filling:
+    """A filling that no steps describe, with the elements of the whole storage; `tensor` has these values."""
+    if not filling.fault:
+        return filling
+    elements = _elements(tensor)
+    if elements is None:
+        size = tensor.untyped_storage().nbytes() // tensor.element_size()
+        elements = torch.empty(size, dtype=tensor.dtype, device="cpu")
+    _view(elements, tensor).copy_(values)
+    return replace(filling, values=elements)
+
+
+def _values(tensor: Tensor) -> Tensor | None:
+    """The values of a tensor, on the CPU, where they are known: a view of those kept for its storage."""
     if not tensor.is_meta:
-        return
-    if filling.fault or _covers_storage(tensor) or _read(tensor) == filling:
-        _mark(tensor, filling)
-    else:
-        _mark(tensor, _fault(f"`{name}` overwrites a part of it, such as the row of a padding index"))
+        return tensor
+    elements = _elements(tensor)
+    return None if elements is None else _view(elements, tensor)
+
+
+def _elements(tensor: Tensor) -> Tensor | None:
+    """All elements of the storage of a tensor on the meta device, where they are known."""
+    filling = getattr(tensor.untyped_storage(), _MARK, None)
+    if filling is None or filling.draw is not None:
+        return None
+    if filling.fault:
+        return filling.values if filling.values is not None and filling.values.dtype == tensor.dtype else None
+    size = tensor.untyped_storage().nbytes() // tensor.element_size()
+    elements = torch.empty(size, dtype=torch.float64, device="cpu")
+    for method, *arguments in filling.steps:
+        getattr(elements, method)(*arguments)
+    return elements.to(tensor.dtype)
+
+
+def _view(elements: Tensor, tensor: Tensor) -> Tensor:
+    return elements.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def _name(function: Any) -> str:
+    return function._schema.name.removeprefix("aten::")
 
 
 def _read(tensor: Tensor) -> _Filling:

@@ -1,7 +1,8 @@
 """Graph to text and back, exact inverses; initialisers of stored tensors are part of it, values are not.
 
     graph mlp(x: float32[8, 4]) -> sum
-    parameter up.weight: float32[16, 4] init normal_(0.0, 0.02)
+    parameter up.weight: float32[16, 4] saved as up.weight, head.weight init normal_(0.0, 0.02)
+    buffer frequencies: float32[8] unsaved
     F up/linear: float32[8, 16] = linear(x, up.weight, None)  # up models/mlp.py:12 call 3
     F [cross_entropy] cross_entropy.lse: float32[8], cross_entropy.picked: float32[8] = cross_entropy(...)
     gradient up.weight = up/linear_weight_gradient
@@ -37,9 +38,7 @@ def format_graph(graph: Graph) -> str:
     for tensor in graph.tensors.values():
         if tensor.name in graph.writer or tensor.name in graph.inputs:
             continue
-        steps = graph.initialisers.get(tensor.name)
-        line = f"{tensor.role} {_format_tensor(tensor)}"
-        lines.append(line if steps is None else f"{line} init {', '.join(map(_format_step, steps))}".rstrip())
+        lines.append(_format_declaration(graph, tensor))
     lines += [_format_operator(graph, operator) for operator in graph.operators]
     lines += [f"gradient {_name(key)} = {_name(value)}" for key, value in graph.gradients.items()]
     lines += [f"update {_name(key)} = {_name(value)}" for key, value in graph.updates.items()]
@@ -70,7 +69,7 @@ def parse_graph(text: str) -> Graph:
         )
     return Graph(
         builder.name, builder.tensors, tuple(builder.operators), builder.inputs, builder.outputs,
-        builder.updates, builder.gradients, initialisers=builder.initialisers,
+        builder.updates, builder.gradients, initialisers=builder.initialisers, saved_as=builder.saved_as,
     )  # fmt: skip
 
 
@@ -81,6 +80,15 @@ def _name(name: str) -> str:
 
 def _format_tensor(tensor: Tensor) -> str:
     return f"{_name(tensor.name)}: {tensor.dtype}{list(tensor.shape)}"
+
+
+def _format_declaration(graph: Graph, tensor: Tensor) -> str:
+    line = f"{tensor.role} {_format_tensor(tensor)}"
+    if tensor.name in graph.saved_as:
+        names = graph.saved_as[tensor.name]
+        line += f" saved as {', '.join(map(_name, names))}" if names else " unsaved"
+    steps = graph.initialisers.get(tensor.name)
+    return line if steps is None else f"{line} init {', '.join(map(_format_step, steps))}".rstrip()
 
 
 def _format_operator(graph: Graph, operator: Operator) -> str:
@@ -223,6 +231,7 @@ class _Builder:
         self.updates: dict[str, str] = {}
         self.gradients: dict[str, str] = {}
         self.initialisers: dict[str, tuple[tuple[Any, ...], ...]] = {}
+        self.saved_as: dict[str, tuple[str, ...]] = {}
 
     def read(self, reader: _Reader) -> None:
         """Add what one line says."""
@@ -247,6 +256,11 @@ class _Builder:
             table[name] = reader.name()
             return
         self._tensor(reader, Role(word), name)
+        if reader.accept("unsaved"):
+            self.saved_as[name] = ()
+        elif reader.accept("saved"):
+            reader.take("as")
+            self.saved_as[name] = tuple(reader.listed(reader.name, ""))
         if reader.accept("init"):
             self.initialisers[name] = tuple(reader.listed(lambda: _read_step(reader), ""))
 

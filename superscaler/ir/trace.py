@@ -81,21 +81,30 @@ def trace(
     )
     if optimizer:
         graph = _append_updates(graph, optimizer, trainable)
-    values = {key: value.detach() for key, value in {**parameters, **buffers}.items() if not value.is_meta}
+    stored = {**parameters, **buffers}
+    recorded = deferred.recorded(model)
+    values = {key: value.detach() for key, value in stored.items() if not value.is_meta} | recorded.values
     if initialisers is None:
-        initialisers = _recorded(model)
-    steps = {key: tuple(tuple(step) for step in steps) for key, steps in initialisers.items()}
-    graph = replace(graph, values={**graph.values, **values}, initialisers=steps)
+        initialisers = recorded.steps
+    graph = replace(
+        graph,
+        values={**graph.values, **values},
+        initialisers={key: tuple(tuple(step) for step in steps) for key, steps in initialisers.items()},
+        saved_as={**_saved_as(model, stored), **{constant: () for constant in graph.values}},
+    )
     verify_graph(graph)
     return graph
 
 
-def _recorded(model: torch.nn.Module) -> Mapping[str, Any]:
-    """How a model on the meta device is filled; nothing where unknown: it can be planned, not run."""
-    try:
-        return deferred.initialisers(model)
-    except TraceError:
-        return {}
+def _saved_as(
+    model: torch.nn.Module, stored: Mapping[str, torch.Tensor]
+) -> dict[str, tuple[str, ...]]:
+    """The names each stored tensor has in the model's ``state_dict``, where that is not its own name alone."""
+    names: dict[int, list[str]] = {}
+    for key, value in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(value), []).append(key)
+    by_tensor = {key: names.get(id(value), []) for key, value in stored.items()}
+    return {key: tuple(found) for key, found in by_tensor.items() if found != [key]}
 
 
 def _bind(model: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
