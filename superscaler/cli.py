@@ -188,7 +188,7 @@ def _number_or_text(value: str) -> float | str:
 
 
 def _trace(options: argparse.Namespace, model: tuple[Any, Any] | None = None, deferred: bool = False) -> Any:
-    from superscaler.ir.deferred import deferred_init, initialisers
+    from superscaler.ir.deferred import deferred_init, recorded
     from superscaler.ir.optimizers import SGD, AdamW
     from superscaler.ir.trace import trace
 
@@ -199,16 +199,16 @@ def _trace(options: argparse.Namespace, model: tuple[Any, Any] | None = None, de
             if options.optimizer == "adamw"
             else SGD(lr=options.lr, weight_decay=options.weight_decay, momentum=options.momentum)
         )
-    filled = None
     with _progress("building the model"):
         if model is None and deferred:
             with deferred_init():
                 model = _model(options)
-            filled = initialisers(model[0])
+            for fault in recorded(model[0]).faults.values():
+                print(f"note: {fault.what}; run it with --weights", file=sys.stderr)
         elif model is None:
             model = _model(options)
     with _progress("tracing"):
-        return trace(*model, optimizer=optimizer, initialisers=filled)
+        return trace(*model, optimizer=optimizer)
 
 
 def _plan(options: argparse.Namespace, model: tuple[Any, Any] | None = None, deferred: bool = False) -> Any:

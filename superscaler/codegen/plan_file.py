@@ -7,8 +7,10 @@ from typing import Any
 
 from superscaler.codegen.lower import fine_shape, local_shape
 from superscaler.codegen.program import Exchange, Program
+from superscaler.ir.graph import Graph
 from superscaler.ir.layout import Extent, Layout
 from superscaler.ir.mesh import TIME
+from superscaler.ir.tensor import Role
 from superscaler.ir.text import format_graph
 from superscaler.planner.exchange import exchange_moves
 from superscaler.planner.micro_batches import batch_axes
@@ -48,6 +50,7 @@ def describe_build(
         },
         "loss_stage": next((p.stage for p in programs if graph.outputs and graph.outputs[0] in p.outputs), 0),
         "stages": [_stage(plan, program) for program in programs],
+        "unread": _unread(graph, programs),
         "initialisers": {name: [list(step) for step in steps] for name, steps in graph.initialisers.items()},
         "exchanges": _exchanges(plan, programs),
     }
@@ -92,12 +95,24 @@ def _rows_per_sample(plan: Plan, output: str) -> int:
     return plan.graph.tensors[output].shape[0] // dims[0][0].size
 
 
+def _unread(graph: Graph, programs: Sequence[Program]) -> dict[str, Any]:
+    """What a checkpoint holds and no program reads."""
+    held = {program.values[name].tensor for program in programs for name in program.stored}
+    return {
+        tensor.name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "saved_as": list(names)}
+        for tensor in (*graph.of_role(Role.PARAMETER), *graph.of_role(Role.BUFFER))
+        if tensor.name not in held and (names := graph.saved_as.get(tensor.name, (tensor.name,)))
+    }
+
+
 def _tensor(plan: Plan, program: Program, name: str) -> dict[str, Any]:
     value = program.values[name]
     tensor, layout = plan.graph.tensors[value.tensor], value.layout
+    saved_as = plan.graph.saved_as.get(tensor.name)
     return {
         "role": str(tensor.role),
         "source": tensor.name,
+        **({} if saved_as is None else {"saved_as": list(saved_as)}),
         "dtype": tensor.dtype,
         "shape": list(tensor.shape),
         "fine": [[axis.size for axis in dim] for dim in plan.placed.axes.dims[tensor.name]],

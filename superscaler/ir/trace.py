@@ -90,15 +90,13 @@ def trace(
         graph,
         values={**graph.values, **values},
         initialisers={key: tuple(tuple(step) for step in steps) for key, steps in initialisers.items()},
-        saved_as={**_saved_as(model, stored), **{constant: () for constant in graph.values}},
+        saved_as={**_saved_as(model, stored), **dict.fromkeys(graph.values, ())},
     )
     verify_graph(graph)
     return graph
 
 
-def _saved_as(
-    model: torch.nn.Module, stored: Mapping[str, torch.Tensor]
-) -> dict[str, tuple[str, ...]]:
+def _saved_as(model: torch.nn.Module, stored: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, ...]]:
     """The names each stored tensor has in the model's ``state_dict``, where that is not its own name alone."""
     names: dict[int, list[str]] = {}
     for key, value in model.state_dict(keep_vars=True).items():

@@ -47,6 +47,15 @@ class StageProgram:
 
 
 @dataclass(frozen=True, slots=True)
+class UnreadTensor:
+    """A parameter or buffer of the model that no program reads; a checkpoint holds it all the same."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    saved_as: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Build:
     """A build folder."""
 
@@ -64,6 +73,7 @@ class Build:
     stages: tuple[StageProgram, ...]
     initialisers: Mapping[str, Any]
     exchanges: Mapping[str, Any]
+    unread: Mapping[str, UnreadTensor]
     fingerprint: str
     """Of plan.json and all files as found; ranks compare it."""
 
@@ -195,5 +205,11 @@ def _read(folder: Path, plan: Mapping[str, Any], fingerprint: str) -> Build:
         stages=tuple(stages),
         initialisers=plan["initialisers"],
         exchanges=plan["exchanges"],
+        unread={
+            name: UnreadTensor(
+                getattr(torch, entry["dtype"]), tuple(entry["shape"]), tuple(entry["saved_as"])
+            )
+            for name, entry in plan.get("unread", {}).items()
+        },
         fingerprint=fingerprint,
     )

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from superscaler.runtime.build import Build
+from superscaler.runtime.checkpoint import SHARD_BYTES, check_target, save_weights
 from superscaler.runtime.data import Batches
 from superscaler.runtime.ranks import leave, meet, relative
 from superscaler.runtime.session import Session, add_common_options, positive, run_entry
-from superscaler.runtime.weights import save_weights
 
 
 def main(file: str, arguments: Sequence[str] | None = None) -> None:
@@ -23,14 +23,18 @@ def main(file: str, arguments: Sequence[str] | None = None) -> None:
 
 def _run(session: Session, options: argparse.Namespace) -> None:
     build, rank = session.build, session.rank
+    if options.save:
+        check_target(options.save)
     batches = Batches(session.data, build, rank, session.device)
     with torch.no_grad():
         _train(session, batches, options)
     session.runtime.finish()
     if options.save:
-        steps = session.steps + options.steps
-        tensors = {**session.weights, **session.states}
-        save_weights(options.save, build, rank, tensors, meet, step=steps, with_states=options.save_state)
+        save_weights(
+            options.save, build, rank, {**session.weights, **session.states}, meet,
+            step=session.steps + options.steps, with_states=options.save_state, source=options.weights,
+            shard_bytes=options.shard_bytes,
+        )  # fmt: skip
     leave()
 
 
@@ -74,9 +78,17 @@ def _parser(entry: Path) -> argparse.ArgumentParser:
     add(
         "--save",
         metavar="PATH",
-        help="write the trained weights to this .safetensors file, on a shared file system",
+        help="write the trained weights to this .safetensors file, or else to this folder, as transformers "
+        "writes one, with the configuration and tokenizer of the folder --weights; on a shared file system",
     )
     add("--save-state", action="store_true", help="with --save: write the optimizer states too")
+    add(
+        "--shard-bytes",
+        type=positive,
+        default=SHARD_BYTES,
+        metavar="BYTES",
+        help=f"with --save FOLDER: how large its files may be (default {SHARD_BYTES})",
+    )
     add(
         "--log-every",
         type=positive,

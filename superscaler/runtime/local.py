@@ -16,7 +16,8 @@ from superscaler.runtime.build import Build, read_build
 from superscaler.runtime.communication import Runtime
 from superscaler.runtime.host_memory import keep_freed_memory
 from superscaler.runtime.outputs import join_pieces
-from superscaler.runtime.session import load_module, load_tensors
+from superscaler.runtime.session import load_module
+from superscaler.runtime.weights import load_weights
 
 
 class _Program:
@@ -31,11 +32,13 @@ class _Program:
 
     def __init__(self, build: Build, device: torch.device, weights: Path | str | None, seed: int) -> None:
         self.build, self.device = build, device
-        loaded = load_tensors(build, 0, device, weights, seed)
-        self.weights: dict[str, Tensor] = loaded[0]
-        self.state: dict[str, Tensor] = loaded[1]
-        self.steps: int = loaded[2]
+        start = load_weights(weights, build, 0, device, seed)
+        self.weights = start.weights
+        self.state = start.states
+        self.steps = start.step
         """Training steps the weights have seen."""
+        self.notes = start.notes
+        """What a user should know of how the weights were read."""
         self._runtime = Runtime(0, [build.stages[0].mesh], device)
         self._module = load_module(build.folder, build.stages[0])
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +23,11 @@ DTYPES = {
     "BOOL": torch.bool,
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+WHOLE = "model.safetensors"
+"""The file of a checkpoint folder that holds all weights; where there are several there is an `INDEX`."""
 INDEX = "model.safetensors.index.json"
+STATES = "optimizer.safetensors"
+"""The file of a checkpoint folder that holds optimizer states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,8 @@ class Header:
 
 class TensorFiles:
     """The tensors of a .safetensors file, or of a folder with ``model.safetensors`` or its index.
+
+    Optimizer states that superscaler wrote into the folder are among them.
 
     Raises:
         BuildError: There is no such file, or it is damaged.
@@ -113,21 +120,43 @@ def write_stream(
             assert x.dtype == tensor.dtype, (name, x.dtype, tensor)
             if x.numel():
                 file.write((ctypes.c_char * x.nbytes).from_address(x.data_ptr()))
+        file.flush()
+        os.fsync(file.fileno())
     unfinished.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make sure that names given in a folder survive a crash."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
+    states = [path / STATES] if (path / STATES).is_file() else []
     if path.is_dir() and (path / INDEX).is_file():
-        names = sorted(set(json.loads((path / INDEX).read_text())["weight_map"].values()))
-        return [path / name for name in names]
-    if path.is_dir() and (path / "model.safetensors").is_file():
-        return [path / "model.safetensors"]
+        return [path / name for name in _indexed(path / INDEX)] + states
+    if path.is_dir() and (path / WHOLE).is_file():
+        return [path / WHOLE, *states]
     raise BuildError(
         f"no tensors at {path}",
         remedy=f"give a .safetensors file, or a folder that holds model.safetensors or {INDEX}",
     )
+
+
+def _indexed(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BuildError(
+            f"{index} is no index of tensors: {type(error).__name__}: {error}",
+            remedy="write it again; it may be cut short",
+        ) from error
 
 
 def _count(runs: Iterable[tuple[int, int]]) -> int:

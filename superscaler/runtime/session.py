@@ -17,9 +17,8 @@ from superscaler.errors import BuildError, SuperscalerError
 from superscaler.runtime.build import Build, StageProgram, read_build
 from superscaler.runtime.communication import Runtime
 from superscaler.runtime.ranks import check_world, choose_device, join_ranks, relative
-from superscaler.runtime.weights import load_weights, make_weights, zero_states
+from superscaler.runtime.weights import load_weights
 
-WEIGHTS_FILE = "weights.safetensors"
 DATA_FILE = "data.safetensors"
 
 
@@ -75,9 +74,12 @@ def _open(folder: Path, options: argparse.Namespace) -> Session:
     meshes = [program.mesh for program in build.stages]
     runtime = Runtime(rank, meshes, device, exchanges=build.exchanges, timeout=options.timeout)
     module = load_module(folder, build.stage_of(rank))
-    tensors = load_tensors(build, rank, device, options.weights, options.seed)
+    start = load_weights(options.weights, build, rank, device, options.seed)
+    if rank == 0:
+        for note in start.notes:
+            print(f"note: {note}", flush=True)  # noqa: T201
     data = Path(options.data) if options.data else _default_data(folder)
-    return Session(build, rank, device, runtime, module, *tensors, data)
+    return Session(build, rank, device, runtime, module, start.weights, start.states, start.step, data)
 
 
 def load_module(folder: Path, stage: StageProgram) -> Any:
@@ -89,17 +91,6 @@ def load_module(folder: Path, stage: StageProgram) -> Any:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
-
-
-def load_tensors(
-    build: Build, rank: int, device: torch.device, path: Path | str | None, seed: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-    """Weights, optimizer states, and the number of steps they have seen: from `path`, the build, or made anew."""
-    if path is None and (build.folder / WEIGHTS_FILE).is_file():
-        path = build.folder / WEIGHTS_FILE
-    if path is not None:
-        return load_weights(path, build, rank, device)
-    return make_weights(build, rank, device, seed), zero_states(build, rank, device), 0
 
 
 def _default_data(folder: Path) -> Path:

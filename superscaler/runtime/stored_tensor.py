@@ -29,6 +29,8 @@ class StoredTensor:
     fine: tuple[tuple[int, ...], ...]
     """Fine sizes per dim; none for a dim of one element."""
     layout: Layout
+    saved_as: tuple[str, ...] = ()
+    """Its names in a checkpoint: several where it is tied, none where no checkpoint holds it."""
 
     def __post_init__(self) -> None:
         assert self.shape == tuple(map(prod, self.fine)), (self.name, self.shape, self.fine)
@@ -81,8 +83,9 @@ def read_stored_tensor(name: str, entry: Mapping[str, Any], mesh: Mesh) -> Store
     shape = tuple(entry["shape"])
     source = entry.get("source", name)
     return StoredTensor(
-        name, source, Role(entry["role"]), getattr(torch, entry["dtype"]), shape, fine, layout
-    )
+        name, source, Role(entry["role"]), getattr(torch, entry["dtype"]), shape, fine, layout,
+        tuple(entry.get("saved_as", (source,))),
+    )  # fmt: skip
 
 
 def dim_runs(sizes: Sequence[int], intervals: Sequence[tuple[int, int]]) -> Runs:

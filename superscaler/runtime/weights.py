@@ -1,89 +1,189 @@
-"""Read this rank's pieces of weights and optimizer states; write all ranks' pieces as one file."""
+"""Read this rank's pieces of weights and optimizer states before the first step: from files, or made anew.
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+A tensor may have several names in a checkpoint (tied weights) or none (buffers that are not persistent): the
+values of those lie in the build, or are made by its initialisers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from superscaler.errors import BuildError
 from superscaler.ir.tensor import Role
-from superscaler.runtime.build import Build
+from superscaler.runtime.build import Build, UnreadTensor
 from superscaler.runtime.initialise import initialise
-from superscaler.runtime.safetensors_files import Header, TensorFiles, write_stream
+from superscaler.runtime.safetensors_files import Header, TensorFiles
 from superscaler.runtime.stored_tensor import StoredTensor
 
 WEIGHTS = (Role.PARAMETER, Role.BUFFER)
+WEIGHTS_FILE = "weights.safetensors"
+"""In a build folder: the values the model brought when it was compiled."""
 _SHOWN = 8
 """How many names of a kind an error lists."""
 
 
-def load_weights(path: Path | str, build: Build, rank: int, device: torch.device) -> tuple[dict, dict, int]:
-    """This rank's pieces from a file or folder of safetensors.
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a rank starts from."""
+
+    weights: dict[str, Tensor]
+    """By the name the rank's program uses."""
+    states: dict[str, Tensor]
+    """Optimizer states; zeros where the files have none."""
+    step: int
+    """Steps the states have seen."""
+    notes: tuple[str, ...] = ()
+    """What a user should know, the same on every rank."""
+
+
+def load_weights(
+    path: Path | str | None, build: Build, rank: int, device: torch.device, seed: int = 0
+) -> Loaded:
+    """This rank's pieces of weights and optimizer states.
 
     All names, shapes and dtypes are checked first, those of other ranks too, so every rank agrees.
 
-    Returns:
-        Weights by name, optimizer states by name (zeros where the file has none), and the number of steps
-        the states have seen.
+    Args:
+        path: A file or folder of safetensors; None for the values in the build, else its initialisers.
+        build: Says what is needed.
+        rank: Whose pieces.
+        device: Where they go.
+        seed: Of the initialisers.
 
     Raises:
-        BuildError: A tensor is missing, unexpected, or has another shape or dtype.
+        BuildError: A tensor is missing, unexpected, or has another shape or kind of dtype; or nothing says
+            what its values are.
     """
-    files = TensorFiles(path)
-    weights, states = build.tensors(*WEIGHTS), build.tensors(Role.STATE)
-    has_states = bool(states.keys() & files.headers.keys())
-    check_headers(files.path, files.headers, {**weights, **(states if has_states else {})})
+    given = None if path is None else TensorFiles(path)
+    kept = build.folder / WEIGHTS_FILE
+    own = TensorFiles(kept) if kept.is_file() else None
+    states = build.tensors(Role.STATE)
+    has_states = given is not None and bool(states.keys() & given.headers.keys())
+    if given is not None:
+        check_headers(given.path, given.headers, _wanted(build), states if has_states else {})
+    _check_all_known(build, given, own)
     stage = build.stage_of(rank)
-    p = {t.name: files.read(t.source, t.runs(rank)).to(device) for t in stage.with_role(*WEIGHTS)}
-    if not has_states:
-        return p, zero_states(build, rank, device), 0
-    state = {t.name: files.read(t.source, t.runs(rank)).to(device) for t in stage.with_role(Role.STATE)}
-    return p, state, int(files.metadata.get("step", 0))
+    weights = {
+        tensor.name: _weight(tensor, rank, build, given, own, device, seed)
+        for tensor in stage.with_role(*WEIGHTS)
+    }
+    if given is None or not has_states:
+        return Loaded(weights, _zero_states(build, rank, device), 0, _notes(build, given))
+    pieces = {t.name: given.read(t.source, t.runs(rank)) for t in stage.with_role(Role.STATE)}
+    found = {t.name: pieces[t.name].to(device, t.dtype) for t in stage.with_role(Role.STATE)}
+    return Loaded(weights, found, int(given.metadata.get("step", 0)), _notes(build, given))
 
 
-def make_weights(build: Build, rank: int, device: torch.device, seed: int) -> dict[str, Tensor]:
-    """This rank's pieces, from the initialisers in the build.
-
-    Raises:
-        BuildError: A tensor has no initialiser.
-    """
-    missing = [name for name in build.tensors(*WEIGHTS) if name not in build.initialisers]
-    if missing:
-        raise BuildError(f"no initial values for {_shown(missing)}", remedy="give them with --weights")
-    return {
-        t.name: initialise(
-            build.initialisers[t.source], t.region(rank), t.layout.sizes, t.local_shape(rank), t.dtype, device,
-            seed, t.source,
-        )
-        for t in build.stage_of(rank).with_role(*WEIGHTS)
-    }  # fmt: skip
+def names_in(files: TensorFiles | None, tensor: StoredTensor | UnreadTensor) -> tuple[str, ...]:
+    """The names a tensor has in a checkpoint, or would have where there is none yet."""
+    if files is None:
+        return tensor.saved_as[:1]
+    return tuple(name for name in tensor.saved_as if name in files.headers)
 
 
-def zero_states(build: Build, rank: int, device: torch.device) -> dict[str, Tensor]:
-    """This rank's pieces of optimizer states before the first step."""
+def _wanted(build: Build) -> dict[str, StoredTensor | UnreadTensor]:
+    return {**build.tensors(*WEIGHTS), **build.unread}
+
+
+def _weight(
+    tensor: StoredTensor, rank: int, build: Build, given: TensorFiles | None, own: TensorFiles | None,
+    device: torch.device, seed: int,
+) -> Tensor:  # fmt: skip
+    """A rank's piece of a tensor: of the files given, else of the build, else as initialised."""
+    if given is not None and (names := names_in(given, tensor)):
+        return _read_tied(given, names, tensor, rank).to(device, tensor.dtype)
+    for files in filter(None, (own, given)):
+        if tensor.source in files.headers:
+            return files.read(tensor.source, tensor.runs(rank)).to(device, tensor.dtype)
+    return initialise(
+        build.initialisers[tensor.source], tensor.region(rank), tensor.layout.sizes, tensor.local_shape(rank),
+        tensor.dtype, device, seed, tensor.source,
+    )  # fmt: skip
+
+
+def _read_tied(files: TensorFiles, names: Sequence[str], tensor: StoredTensor, rank: int) -> Tensor:
+    """A piece of a tensor that a checkpoint may hold under several names, with the same values."""
+    piece = files.read(names[0], tensor.runs(rank))
+    for other in names[1:]:
+        if not torch.equal(piece, files.read(other, tensor.runs(rank))):
+            raise BuildError(
+                f"{files.path} holds different values as {names[0]} and {other}, which are one tensor here",
+                remedy="compile the model without tying the two, or tie them before saving",
+            )
+    return piece
+
+
+def _zero_states(build: Build, rank: int, device: torch.device) -> dict[str, Tensor]:
     states = build.stage_of(rank).with_role(Role.STATE)
     return {t.name: torch.zeros(t.local_shape(rank), dtype=t.dtype, device=device) for t in states}
 
 
-def check_headers(path: Path, found: Mapping[str, Header], wanted: Mapping[str, StoredTensor]) -> None:
+def _check_all_known(build: Build, given: TensorFiles | None, own: TensorFiles | None) -> None:
+    """Whatever no checkpoint gives must be in the build."""
+    known = {*build.initialisers, *(own.headers if own else ()), *(given.headers if given else ())}
+    missing = [
+        name
+        for name, tensor in build.tensors(*WEIGHTS).items()
+        if name not in known and not (given and tensor.saved_as)
+    ]
+    saved = [name for name in missing if build.tensors(*WEIGHTS)[name].saved_as]
+    if saved:
+        raise BuildError(f"no initial values for {_shown(saved)}", remedy="give them with --weights")
+    if missing:
+        raise BuildError(
+            f"no values for {_shown(missing)}, which the model keeps out of checkpoints",
+            remedy="compile a model made inside `with ss.deferred_init():`, or with real tensors: "
+            "then the build holds them",
+        )
+
+
+def _notes(build: Build, files: TensorFiles | None) -> tuple[str, ...]:
+    """A line for each conversion of dtype."""
+    if files is None:
+        return ()
+    counts: dict[str, int] = {}
+    for tensor in _wanted(build).values():
+        for name in names_in(files, tensor)[:1]:
+            if files.headers[name].dtype != tensor.dtype:
+                what = f"from {files.headers[name].dtype} to {tensor.dtype}".replace("torch.", "")
+                counts[what] = counts.get(what, 0) + 1
+    return tuple(f"{count} tensor(s) of {files.path} are converted {what}" for what, count in counts.items())
+
+
+def check_headers(
+    path: Path,
+    found: Mapping[str, Header],
+    wanted: Mapping[str, StoredTensor | UnreadTensor],
+    states: Mapping[str, StoredTensor],
+) -> None:
     """Compare what a file holds with what is wanted; BuildError names every kind of difference at once."""
-    missing = [name for name in wanted if name not in found]
-    unexpected = [name for name in found if name not in wanted]
+    by_file_name = {alias: tensor for name, tensor in wanted.items() for alias in (*tensor.saved_as, name)}
+    by_file_name |= states
+    missing = [name for name in states if name not in found]
+    missing += [
+        " or ".join(tensor.saved_as)
+        for tensor in wanted.values()
+        if isinstance(tensor, StoredTensor) and tensor.saved_as and not found.keys() & set(tensor.saved_as)
+    ]
+    unexpected = [name for name in found if name not in by_file_name]
     faults = []
     if missing:
-        nearest = {name: get_close_matches(name, unexpected, 1) for name in missing[:_SHOWN]}
+        nearest = {
+            name: get_close_matches(name.partition(" or ")[0], unexpected, 1) for name in missing[:_SHOWN]
+        }
         hints = [f"{name} (there is {near[0]})" if near else name for name, near in nearest.items()]
         faults.append(f"missing: {_shown(hints, len(missing))}")
     if unexpected:
         faults.append(f"unexpected: {_shown(unexpected)}")
     wrong = [
-        f"{name} is {header.dtype} {list(header.shape)}, not {wanted[name].dtype} {list(wanted[name].shape)}"
+        f"{name} is {header.dtype} {list(header.shape)}, not {by_file_name[name].dtype} "
+        f"{list(by_file_name[name].shape)}"
         for name, header in found.items()
-        if name in wanted and (header.shape, header.dtype) != (wanted[name].shape, wanted[name].dtype)
+        if name in by_file_name and not _fits(header, by_file_name[name])
     ]
     if wrong:
         faults.append(f"wrong: {_shown(wrong)}")
@@ -94,60 +194,14 @@ def check_headers(path: Path, found: Mapping[str, Header], wanted: Mapping[str, 
         )
 
 
-def save_weights(
-    path: Path | str,
-    build: Build,
-    rank: int,
-    tensors: Mapping[str, Tensor],
-    meet: Callable[[], None],
-    *,
-    step: int,
-    with_states: bool = False,
-) -> None:
-    """Write one .safetensors file of whole tensors; every rank calls this.
-
-    Args:
-        path: The file, on a file system all ranks share: pieces are first written beside it.
-        build: Says which rank holds what.
-        rank: This process.
-        tensors: This rank's weights, and states where asked for.
-        meet: Returns once every rank has called it.
-        step: How many steps the weights have seen.
-        with_states: Whether to write optimizer states too.
-    """
-    path = Path(path)
-    parts = path.with_name(path.name + ".pieces")
-    parts.mkdir(parents=True, exist_ok=True)
-    roles = (*WEIGHTS, Role.STATE) if with_states else WEIGHTS
-    whole = build.tensors(*roles)
-    own = {
-        name: tensors[tensor.name].detach().cpu().contiguous()
-        for name, tensor in whole.items()
-        if rank in tensor.layout.mesh.devices and tensor.is_first_copy(rank)
-    }
-    save_file(own, parts / f"rank{rank}.safetensors")
-    meet()
-    if rank == 0:
-        headers = {name: Header(tensor.shape, tensor.dtype) for name, tensor in whole.items()}
-        opened: dict[int, TensorFiles] = {}
-        write_stream(path, headers, lambda name: _assemble(whole[name], parts, opened), {"step": str(step)})
-        opened.clear()
-        shutil.rmtree(parts)
-    meet()
-
-
-def _assemble(tensor: StoredTensor, parts: Path, opened: dict[int, TensorFiles]) -> Tensor:
-    """A whole tensor from the pieces ranks wrote."""
-    fine = torch.empty(tensor.layout.sizes, dtype=tensor.dtype)
-    for rank in tensor.layout.mesh.devices:
-        if not tensor.is_first_copy(rank):
-            continue
-        if rank not in opened:
-            opened[rank] = TensorFiles(parts / f"rank{rank}.safetensors")
-        region = tensor.region(rank)
-        piece = opened[rank].read(tensor.source, [[(0, size)] for size in tensor.local_shape(rank)])
-        fine[tuple(slice(start, stop) for start, stop in region.intervals)] = piece.view(region.shape)
-    return fine.view(tensor.shape)
+def _fits(header: Header, tensor: StoredTensor | UnreadTensor) -> bool:
+    """The same shape and dtype, or both floating point: such values are converted."""
+    both_float = (
+        isinstance(header.dtype, torch.dtype)
+        and header.dtype.is_floating_point
+        and tensor.dtype.is_floating_point
+    )
+    return header.shape == tensor.shape and (both_float or header.dtype == tensor.dtype)
 
 
 def _shown(names: Sequence[str], count: int | None = None) -> str:

@@ -113,11 +113,13 @@ def graphs(draw):
     inputs = tuple(name for name in names[:split] if tensors[name].role is Role.INPUT)
     stored = {name: ((("fill_", 1.0), ("mul_", -0.5)) if draw(st.booleans()) else ())
               for name in names[:split] if tensors[name].role.is_stored and draw(st.booleans())}  # fmt: skip
+    saved_as = {name: tuple(draw(st.lists(NAMES, max_size=2)))
+                for name in names[:split] if tensors[name].role.is_stored and draw(st.booleans())}  # fmt: skip
     pairs = st.dictionaries(st.sampled_from(names), st.sampled_from(names), max_size=3)
     return Graph(
         draw(NAMES), tensors, tuple(operators), inputs,
         tuple(draw(st.lists(st.sampled_from(names), max_size=2))),
-        draw(pairs), draw(pairs), initialisers=stored,
+        draw(pairs), draw(pairs), initialisers=stored, saved_as=saved_as,
     )  # fmt: skip
 
 

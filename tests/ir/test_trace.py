@@ -141,6 +141,29 @@ def test_tied_weights_are_one_parameter_with_one_gradient():
     graph = assert_computes_as_eager(Tied(), (torch.randint(7, (3, 5)),))
     assert [tensor.name for tensor in graph.of_role(Role.PARAMETER)] == ["embed.weight"]
     assert len([operator for operator in graph.operators if operator.phase is Phase.UPDATE]) == 1
+    assert graph.saved_as == {"embed.weight": ("embed.weight", "head.weight")}
+
+
+def test_buffers_that_are_not_persistent_have_no_name_in_checkpoints():
+    class Tables(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("kept", torch.arange(3.0))
+            self.register_buffer("made", 2 ** torch.arange(3.0), persistent=False)
+            self.given = torch.ones(3)
+
+        def forward(self, x):
+            return (x * self.kept + self.made * self.given).sum()
+
+    inputs = (torch.randn(4, 3),)
+    with deferred_init():
+        model = Tables()
+    with torch.device("cpu"):
+        model.given = torch.ones(3)
+    real, deferred = trace(Tables(), inputs), trace(model, inputs)
+    assert real.saved_as == deferred.saved_as == {"made": (), "constant0": ()}
+    assert torch.equal(deferred.values["made"], torch.tensor([1.0, 2.0, 4.0]))
+    assert torch.equal(deferred.values["made"], real.values["made"])
 
 
 def test_frozen_parameters_are_read_and_not_updated():

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from superscaler.runtime.build import read_build
-from superscaler.runtime.weights import make_weights
+from superscaler.runtime.weights import load_weights
 from tests.runtime.tiny_build import write_build
 
 pytestmark = pytest.mark.ranks
@@ -32,7 +32,7 @@ def start(folder, *options, ranks=2, **environment):
 def train_eagerly(folder, steps):
     data = load_file(folder / "data.safetensors")
     alone = read_build(write_build(folder.parent / "alone", 1))
-    weights = make_weights(alone, 0, torch.device("cpu"), 0)
+    weights = load_weights(None, alone, 0, torch.device("cpu")).weights
     w, b = (weights[name].requires_grad_() for name in "wb")
     optimizer = torch.optim.SGD([w, b], lr=0.1, momentum=0.9)
     losses = []
