@@ -16,6 +16,7 @@ from superscaler.codegen.virtual import run_step
 from superscaler.errors import PlanError
 from superscaler.ir.graph import Graph
 from superscaler.ir.interpret import interpret
+from superscaler.ir.tensor import Role
 from superscaler.planner.plan import Plan
 
 
@@ -23,8 +24,8 @@ from superscaler.planner.plan import Plan
 class Comparison:
     """Largest differences between a plan and one device, each relative to the tensor's largest element.
 
-    A gradient (and what an optimizer keeps of it) that is small beside the others of the model is compared with a
-    thousandth of the largest: that of a bias in front of a softmax or a normalisation is zero but for rounding.
+    A gradient that is small beside the others of the model is compared with a thousandth of the largest: that of a
+    bias in front of a softmax or a normalisation is zero but for rounding. So are parameters and optimizer states.
     """
 
     loss: float
@@ -104,7 +105,7 @@ def compare_programs_with_eager(
             "parameters": result.state,
         }
         for kind, values in ours.items():
-            floors = _floors(kind, truth[kind])
+            floors = _floors(graph, kind, truth[kind])
             for name, value in truth[kind].items():
                 difference = relative_difference(values[name], value, floors.get(name, 0.0))
                 kinds[kind].append((difference, f"{name} in step {step}"))
@@ -121,16 +122,16 @@ def compare_programs_with_eager(
 
 
 _SMALL = 1e-3
-"""What part of the largest gradient of a model a gradient is compared with at least."""
+"""What part of the largest tensor of its group a tensor's difference is told in at least."""
 
 
-def _floors(kind: str, truth: Mapping[str, Tensor]) -> dict[str, float]:
-    """Tensor -> the least scale its difference is told in: gradients together, and each kind of optimizer state."""
+def _floors(graph: Graph, kind: str, truth: Mapping[str, Tensor]) -> dict[str, float]:
+    """Tensor -> the least scale of its difference; gradients are a group, parameters, and each kind of state."""
     groups: dict[str, list[str]] = {}
     for name in truth:
-        group = "gradient" if kind == "gradients" else name.partition("/")[2]
-        if group:
-            groups.setdefault(group, []).append(name)
+        role = graph.tensors[name].role
+        if kind != "loss" and role is not Role.BUFFER:
+            groups.setdefault(name.partition("/")[2] if role is Role.STATE else "", []).append(name)
     floors: dict[str, float] = {}
     for names in groups.values():
         largest = max((truth[name].abs().max().item() for name in names if truth[name].numel()), default=0.0)

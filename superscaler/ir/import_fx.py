@@ -139,6 +139,9 @@ class _Importer:
         if kind == "aten.copy" and self._same(node, node.args[1]):
             self.names[node] = self.names[node.args[1]]  # type: ignore[index]
             return
+        if kind == "aten.cat":
+            self._cat(node)
+            return
         if kind.startswith("aten.mean"):
             self._mean(node)
             return
@@ -154,6 +157,14 @@ class _Importer:
         elif kind == "aten.embedding_dense_backward" and node.args[3] == -1 and not node.args[4]:
             kind, arguments, keywords = "embedding_backward", node.args[:2], {"num_rows": node.args[2]}
         self._operator(node, kind, arguments, keywords, node.meta["val"])
+
+    def _cat(self, node: Node) -> None:
+        """Operands without elements, such as a cache before the first token, add nothing."""
+        parts = [part for part in node.args[0] if part.meta["val"].numel()]  # type: ignore[union-attr]
+        if len(parts) == 1 and self._same(node, parts[0]):
+            self.names[node] = self.names[parts[0]]
+            return
+        self._operator(node, "aten.cat", (parts, *node.args[1:]), node.kwargs, node.meta["val"])
 
     def _same_dtype(self, node: Node) -> bool:
         return node.meta["val"].dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]

@@ -1,7 +1,8 @@
 """Completion: every operator gets a place and its cuts from what the script said, with the reason.
 
 Places: an operator the script did not place goes with its forward operator, else with the operators it reads
-from, else with those that read from it; an optimizer update goes with the first reader of its parameter.
+from, else with those that read from it, else with those of its module; an optimizer update goes with the first
+reader of its parameter.
 Cuts: a cut axis is cut in every operator it runs through. A linear operator all of whose reads are summands
 over the same mesh axes passes the summands on, so that they are summed once, later.
 """
@@ -105,7 +106,12 @@ def _complete_places(planner: Planner, reasons: dict[str, list[str]]) -> dict[st
         put(operator, _writers(graph, operator), True, "it reads from")
     for operator in reversed(graph.operators):
         put(operator, _readers(graph, operator), False, "it is read by")
+    modules: dict[str, list[Operator]] = {}
     for operator in graph.operators:
+        modules.setdefault(operator.module, []).append(operator)
+    for operator in graph.operators:
+        if operator.module:
+            put(operator, modules[operator.module], False, "its module is that of")
         if operator.name not in places:
             raise PlanError(
                 f"the operator {operator.name!r} is not placed: nothing beside it is assigned to devices",

@@ -439,3 +439,11 @@ def test_the_graph_tells_the_dtypes_that_running_it_gives(dtype):
     for name, value in values.items():
         tensor = graph.tensors[name]
         assert (tuple(value.shape), f"torch.{tensor.dtype}") == (tensor.shape, str(value.dtype)), name
+
+
+def test_joining_with_a_tensor_without_elements_is_no_operator():
+    def forward(self, x):
+        return torch.cat([torch.empty(0), self.fc(x)], -1).square().sum()
+
+    graph = assert_computes_as_eager(Model(forward), (x(),))
+    assert not any(operator.kind == "aten.cat" for operator in graph.operators)

@@ -1,9 +1,13 @@
 """Completion gives every operator a place, cuts and a reason, and ignores nothing that was said."""
 
 import pytest
+import torch
+from torch import nn
 
 from superscaler.errors import PlanError
 from superscaler.ir.graph import Phase
+from superscaler.ir.optimizers import SGD
+from superscaler.ir.trace import trace
 from superscaler.planner import schedules
 from superscaler.planner.recipes import data_parallel, tensor_parallel
 from tests.planner.samples import gpt_graph, mlp_graph, plan_of, script_plan
@@ -44,6 +48,26 @@ def test_stages_are_in_order_of_the_forward_pass_however_they_were_assigned():
     places = plan.placed.placements
     assert places["wte/embedding"].mesh.devices == (1,), "with the layer that reads it"
     assert places["ln_f/native_layer_norm"].mesh.devices == (0,)
+
+
+def test_an_operator_apart_from_all_others_goes_with_its_module():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+            self.out = nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.out(self.norm(x)).sum()
+
+    def script(p):
+        p.assign(p.select("norm/batch_norm"), [0])
+        p.assign(p.select("out"), [1])
+
+    plan = script_plan(trace(Counting(), {"x": torch.zeros(4, 4)}, optimizer=SGD()), 2, script)
+    counter = plan.graph.updates["norm.num_batches_tracked"]
+    assert plan.placed.placements[counter].mesh.devices == (0,)
+    assert any("its module is that of" in reason for reason in plan.placed.reasons[counter])
 
 
 def test_a_cut_axis_is_cut_in_forward_backward_and_update():
