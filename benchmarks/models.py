@@ -28,7 +28,7 @@ from superscaler.planner.recipes import parse_plan
 PLANS = ("dp=2", "tp=2", "pp=2", "dp=2,tp=2")
 TOLERANCE = 1e-10
 OPTIMIZER = AdamW(lr=1e-3, eps=1e-5)
-"""With its usual eps of 1e-8 Adam blows up the rounding of gradients that are zero but for it a hundred million times."""
+"""Adam's usual eps of 1e-8 would blow up by 1e8 the rounding of gradients that are zero but for it."""
 QUICK = ("GPT-2", "Llama", "BERT", "ViT", "ResNet")
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 
