@@ -6,7 +6,7 @@ when the sum is cut.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -98,6 +98,59 @@ def _results(captured: GraphModule) -> list[Node | None]:
     return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
+def _with_elements(cat: Node) -> list[Node]:
+    """What is joined, without the empty tensors of one dim that torch allows among tensors of any rank."""
+    operands = list(cat.args[0])  # type: ignore[arg-type]
+    return [operand for operand in operands if operand.meta["val"].shape != (0,)] or operands[:1]
+
+
+def _row_major_strides(node: Node) -> tuple[Any, ...]:
+    """The arguments of an ``as_strided`` that reads a tensor in row-major order.
+
+    Raises:
+        TraceError: The tensor lies differently in memory, so the call means something that a graph cannot say.
+    """
+    source = node.args[0].meta["val"]  # type: ignore[union-attr]
+    if not source.is_contiguous() or source.storage_offset():
+        raise TraceError(
+            "as_strided looks at the memory of a tensor that is a view",
+            where=note_of(node.meta).get("source", ""),
+            remedy="call .contiguous() on the tensor first, or index it",
+        )
+    return (node.args[0], list(node.args[1]), list(node.args[2]), *node.args[3:])  # type: ignore[arg-type]
+
+
+def _group_norm(
+    x: Any, weight: Any, bias: Any, batch: int, channels: int, space: int, groups: int, eps: float
+) -> Any:
+    return "group_norm", (x, weight, bias), {"group_size": channels // groups, "eps": eps}
+
+
+def _group_norm_backward(
+    dy: Any,
+    x: Any,
+    mean: Any,
+    rstd: Any,
+    weight: Any,
+    batch: int,
+    channels: int,
+    space: int,
+    groups: int,
+    wanted: Any,
+) -> Any:
+    return (
+        "group_norm_backward",
+        (dy, x, mean, rstd, weight),
+        {"group_size": channels // groups, "wanted": wanted},
+    )
+
+
+_GROUP_NORMS: dict[str, Callable[..., Any]] = {
+    "aten.native_group_norm": _group_norm,
+    "aten.native_group_norm_backward": _group_norm_backward,
+}
+
+
 class _Importer:
     """The translation so far: FX node -> tensor name(s)."""
 
@@ -145,6 +198,15 @@ class _Importer:
         if kind.startswith("aten.mean"):
             self._mean(node)
             return
+        if kind == "aten.convolution_backward":
+            self._convolution_backward(node)
+            return
+        if kind == "aten.cat" and len(_with_elements(node)) == 1:
+            self.names[node] = self.names[_with_elements(node)[0]]
+            return
+        if kind == "aten.as_strided" and self._same_strides(node):
+            self.names[node] = self.names[node.args[0]]  # type: ignore[index]
+            return
         arguments, keywords = node.args, node.kwargs
         if kind in _CONSTANTS:
             value = node.meta["val"]
@@ -152,6 +214,14 @@ class _Importer:
             kind, arguments, keywords = "full", (list(value.shape), fill), {"dtype": value.dtype}
         elif kind in _RESHAPES:
             kind, arguments = "reshape", (node.args[0], list(node.meta["val"].shape))
+        elif kind == "aten.repeat":
+            kind, arguments = "repeat", (node.args[0], list(node.meta["val"].shape))
+        elif kind == "aten.cat":
+            arguments = (_with_elements(node), *node.args[1:])
+        elif kind == "aten.as_strided":
+            kind, arguments = "as_strided", _row_major_strides(node)
+        elif kind in _GROUP_NORMS:
+            kind, arguments, keywords = _GROUP_NORMS[kind](*node.args)
         elif kind == "aten.embedding":
             kind, arguments, keywords = "embedding", node.args[:2], {}
         elif kind == "aten.embedding_dense_backward" and node.args[3] == -1 and not node.args[4]:
@@ -169,6 +239,15 @@ class _Importer:
     def _same_dtype(self, node: Node) -> bool:
         return node.meta["val"].dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]
 
+    def _same_strides(self, node: Node) -> bool:
+        """Whether nothing but the memory layout is spoken of, which a graph does not have."""
+        value, source = node.meta["val"], node.args[0].meta["val"]  # type: ignore[union-attr]
+        strides = [
+            [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
+            for x in (value, source)
+        ]
+        return value.shape == source.shape and strides[0] == strides[1]
+
     def _same(self, node: Node, source: Any) -> bool:
         value, other = node.meta["val"], source.meta["val"]
         return (value.shape, value.dtype) == (other.shape, other.dtype)
@@ -180,6 +259,23 @@ class _Importer:
         self._operator(node, "aten.sum.dim_IntList", (source, dims, bool(keep)), {}, node.meta["val"])
         count = prod(shape[dim] for dim in dims)
         self._operator(node, "aten.div.Scalar", (node, float(count)), {}, node.meta["val"])
+
+    def _convolution_backward(self, node: Node) -> None:
+        """Up to three gradients, each an operator of its own, as for a linear."""
+        dy, x, weight, _, *options, wanted = node.args
+        meta = {source: source.meta["val"] for source in (dy, x, weight)}  # type: ignore[union-attr]
+        space = [dim for dim in range(meta[dy].dim()) if dim != 1]
+        calls = [
+            ("convolution_input_gradient", (dy, weight, list(meta[x].shape), *options)),
+            ("convolution_weight_gradient", (dy, x, list(meta[weight].shape), *options)),
+            ("aten.sum.dim_IntList", (dy, space, False)),
+        ]
+        names = []
+        for (kind, arguments), value, needed in zip(calls, node.meta["val"], wanted, strict=True):  # type: ignore[arg-type]
+            if needed:
+                self._operator(node, kind, arguments, {}, value)
+            names.append(self.names[node] if needed else None)
+        self.names[node] = names
 
     def _operator(self, node: Node, kind: str, arguments: Any, keywords: Any, value: Any) -> None:
         note = note_of(node.meta)
@@ -226,6 +322,8 @@ class _Importer:
         """Nested arguments with nodes as Refs, collected in `reads`, and torch's own types as text."""
         if isinstance(value, Node):
             name = self.names[value]
+            if name is None:
+                return None
             reads.append(name)
             return Ref(len(reads) - 1)
         if isinstance(value, (tuple, list)):

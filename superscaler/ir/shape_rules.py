@@ -3,42 +3,60 @@
 All take the operator and the shapes of the tensors it reads and writes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 from superscaler.ir.graph import Operator
 from superscaler.ir.rules import Shape
 
+RuleFunction = Callable[[Operator, Sequence[Shape], Sequence[Shape]], str]
 
-def _letters(shape: Shape, prefix: str = "a") -> list[str]:
+
+def letters(shape: Shape, prefix: str = "a") -> list[str]:
     """A letter per dim; dims of one element have none."""
     return ["1" if size == 1 else f"{prefix}{i}" for i, size in enumerate(shape)]
 
 
-def _text(*dims: str) -> str:
+def text(*dims: str) -> str:
+    """A term."""
     return " ".join(dims) or "."
+
+
+def whole(names: Sequence[str], dims: Collection[int]) -> list[str]:
+    """The letters, those of `dims` marked as never cut."""
+    return [f"{name}!" if i in dims and name != "1" else name for i, name in enumerate(names)]
+
+
+def broadcast(shape: Shape, names: Sequence[str]) -> str:
+    """The term of a tensor that broadcasts to one whose dims are `names`."""
+    last = names[len(names) - len(shape) :]
+    return text(*("1" if size == 1 else name for size, name in zip(shape, last, strict=True)))
 
 
 def pointwise(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
     """Element by element, with torch's broadcasting."""
-    out = _letters(writes[0])
-
-    def aligned(shape: Shape) -> str:
-        names = out[len(out) - len(shape) :]
-        return _text(*("1" if size == 1 else name for size, name in zip(shape, names, strict=True)))
-
-    return f"{', '.join(map(aligned, reads))} -> {', '.join(map(aligned, writes))}"
+    out = letters(writes[0])
+    return f"{', '.join(broadcast(s, out) for s in reads)} -> {', '.join(broadcast(s, out) for s in writes)}"
 
 
 def any_piece(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
     """A tensor of one number: any piece of it can be made alone."""
-    return f" -> {_text(*_letters(writes[0]))}"
+    return f" -> {text(*letters(writes[0]))}"
 
 
-def whole_result(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
-    """A tensor made from nothing, whole: a piece would have to know where it lies."""
-    return f" -> {_text(*(name if name == '1' else f'{name}!' for name in _letters(writes[0])))}"
+def all_whole(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+    """Nothing may be cut: a piece would have to know where it lies, or needs everything."""
+
+    def term(shape: Shape, prefix: str) -> str:
+        return text(*(name if name == "1" else f"{name}!" for name in letters(shape, prefix)))
+
+    sides = [
+        [term(shape, f"{side}{i}_") for i, shape in enumerate(s)]
+        for side, s in zip("rw", (reads, writes), strict=True)
+    ]
+    return f"{', '.join(sides[0])} -> {', '.join(sides[1])}"
 
 
 def contract_dims(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
@@ -47,84 +65,86 @@ def contract_dims(operator: Operator, reads: Sequence[Shape], writes: Sequence[S
     dims = operator.arguments[1] if len(operator.arguments) > 1 else None
     summed = {dim % rank for dim in (dims if dims else range(rank))} if rank else set()
     keep = len(operator.arguments) > 2 and operator.arguments[2]
-    names = _letters(reads[0])
+    names = letters(reads[0])
     out = [("1" if i in summed else name) for i, name in enumerate(names) if keep or i not in summed]
-    return f"{_text(*names)} -> {_text(*out)}"
+    return f"{text(*names)} -> {text(*out)}"
 
 
-def keep_dim_whole(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
-    """One dim is needed whole (softmax, slice, select); the others go element by element."""
-    rank = len(reads[0])
-    numbers = [
-        argument
-        for argument in operator.arguments
-        if isinstance(argument, int) and not isinstance(argument, bool)
-    ]
-    dim = numbers[0] % rank if numbers else 0
-    names = _letters(reads[0])
-    whole = [f"{name}!" if i == dim and name != "1" else name for i, name in enumerate(names)]
-    if len(writes[0]) < rank:
-        out = [name for i, name in enumerate(names) if i != dim]
-    else:
-        fresh = "1" if writes[0][dim] == 1 else "z!"
-        out = [
-            (fresh if i == dim and writes[0][dim] != reads[0][dim] else name) for i, name in enumerate(names)
-        ]
-    return f"{', '.join([_text(*whole)] * len(reads))} -> {_text(*out)}"
+def keep_dim(position: int, default: int = -1) -> RuleFunction:
+    """The dim told by the argument at `position` is needed whole (softmax, sort); the others go along.
 
-
-def across_dim(position: int) -> Callable[[Operator, Sequence[Shape], Sequence[Shape]], str]:
-    """The dim told by the argument at `position` is whole; tensors may differ in its size, or lack it."""
+    It is the same dim in every tensor that has it in the size of the first; it may be gone, or of another size.
+    """
 
     def rule(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
-        full = max((*reads, *writes), key=len)
-        dim = (operator.arguments[position] if len(operator.arguments) > position else 0) % len(full)
-        names = _letters(full)
+        full = reads[0]
+        dim = argument(operator, position, default)
+        dims = range(len(full)) if dim is None else {dim % len(full)} if full else set()
+        names = whole(letters(full), dims)
 
-        def term(shape: Shape, own: str) -> str:
-            dims = names[:dim] + names[dim + 1 :]
-            if len(shape) == len(full):
-                dims.insert(dim, f"{own}!" if shape[dim] > 1 else "1")
-            return _text(*dims)
+        def term(shape: Shape) -> str:
+            if len(shape) < len(full):
+                return text(*(name for i, name in enumerate(names) if i not in dims))
+            own = ["1" if size == 1 else f"z{i}!" for i, size in enumerate(shape)]
+            return text(
+                *(
+                    name if size == same else fresh
+                    for name, fresh, size, same in zip(names, own, shape, full, strict=True)
+                )
+            )
 
-        left = ", ".join(term(shape, f"r{i}") for i, shape in enumerate(reads))
-        return f"{left} -> {', '.join(term(shape, f'w{i}') for i, shape in enumerate(writes))}"
+        return f"{', '.join(map(term, reads))} -> {', '.join(map(term, writes))}"
 
     return rule
 
 
-def join_dim(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
-    """Concatenation: the joined dim is whole, the others go element by element."""
-    rank = len(writes[0])
-    dim = (operator.arguments[1] if len(operator.arguments) > 1 else 0) % rank
-    names = _letters(writes[0])
+def argument(operator: Operator, position: int, default: Any = None) -> Any:
+    """A positional argument that may have been left out."""
+    return operator.arguments[position] if len(operator.arguments) > position else default
+
+
+def across_dim(position: int, default: int = 0) -> RuleFunction:
+    """The dim told by the argument at `position` is whole; tensors may differ in its size, or lack it."""
+
+    def rule(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+        full = max((*reads, *writes), key=len)
+        dim = argument(operator, position, default)
+        return across(len(full), {dim % len(full)} if full else set(), reads, writes)
+
+    return rule
+
+
+def across(rank: int, dims: Collection[int], reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+    """The dims are whole, tensors of `rank` dims may differ in their sizes and others lack them; the rest goes along."""
+    full = next(shape for shape in (*reads, *writes) if len(shape) == rank)
+    names = letters(full)
 
     def term(shape: Shape, own: str) -> str:
-        return _text(
-            *(own if i == dim and shape[i] > 1 else "1" if shape[i] == 1 else n for i, n in enumerate(names))
-        )
+        if len(shape) != rank:
+            return text(*(name for i, name in enumerate(names) if i not in dims))
+        own_names = [f"{own}_{i}!" if i in dims else name for i, name in enumerate(names)]
+        return text(*("1" if size == 1 else name for size, name in zip(shape, own_names, strict=True)))
 
-    return f"{', '.join(term(shape, f'j{i}!') for i, shape in enumerate(reads))} -> {term(writes[0], 'j!')}"
+    left = ", ".join(term(shape, f"r{i}") for i, shape in enumerate(reads))
+    return f"{left} -> {', '.join(term(shape, f'w{i}') for i, shape in enumerate(writes))}"
 
 
 def move_dims(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
     """Transpose and permute."""
-    names = _letters(reads[0])
+    names = letters(reads[0])
     if operator.kind == "aten.permute":
         order = [dim % len(names) for dim in operator.arguments[1]]
     else:
         first, second = (dim % len(names) for dim in operator.arguments[1:3])
         order = list(range(len(names)))
         order[first], order[second] = order[second], order[first]
-    return f"{_text(*names)} -> {_text(*(names[dim] for dim in order))}"
+    return f"{text(*names)} -> {text(*(names[dim] for dim in order))}"
 
 
 def stretch(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
     """Expand: a stretched dim appears in the result alone."""
-    out = _letters(writes[0])
-    offset = len(out) - len(reads[0])
-    source = [("1" if size == 1 else out[offset + i]) for i, size in enumerate(reads[0])]
-    return f"{_text(*source)} -> {_text(*out)}"
+    out = letters(writes[0])
+    return f"{broadcast(reads[0], out)} -> {text(*out)}"
 
 
 def regroup(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
@@ -143,7 +163,7 @@ def regroup(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape])
             else:
                 left, i = left * source[i], i + 1
         count = _group(source[start[0] : i], target[start[1] : j], terms, count)
-    return f"{_text(*terms[0])} -> {_text(*terms[1])}"
+    return f"{text(*terms[0])} -> {text(*terms[1])}"
 
 
 def _group(source: Shape, target: Shape, terms: tuple[list[str], list[str]], count: int) -> int:
@@ -160,31 +180,6 @@ def _group(source: Shape, target: Shape, terms: tuple[list[str], list[str]], cou
                 continue
             high, low = prod(dims[k:]), prod(dims[k + 1 :])
             inside = [cut for cut in cuts if low <= cut < high]
-            letters = [f"g{count}_{cut}" for cut in inside]
-            term.append(letters[0] if len(letters) == 1 else f"({' '.join(letters)})")
+            parts = [f"g{count}_{cut}" for cut in inside]
+            term.append(parts[0] if len(parts) == 1 else f"({' '.join(parts)})")
     return count + 1
-
-
-def layer_norm(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
-    """x[*b d], weight[d], bias[d] -> y[*b d], mean[*b 1], rstd[*b 1]."""
-    normalized = [f"d{i}!" for i in range(len(operator.arguments[1]))]
-    rows = [
-        f"b{i}" if size != 1 else "1" for i, size in enumerate(reads[0][: len(reads[0]) - len(normalized)])
-    ]
-    affine = f", {_text(*normalized)}" * (len(reads) - 1)
-    statistics = _text(*rows, *["1"] * len(normalized))
-    return f"{_text(*rows, *normalized)}{affine} -> {_text(*rows, *normalized)}, {statistics}, {statistics}"
-
-
-def layer_norm_backward(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
-    """dy[*b d], x[*b d], mean, rstd, weight[d], bias[d] -> dx[*b d], dweight[d], dbias[d]."""
-    normalized = [f"d{i}!" for i in range(len(operator.arguments[2]))]
-    rows = [
-        f"b{i}" if size != 1 else "1" for i, size in enumerate(reads[0][: len(reads[0]) - len(normalized)])
-    ]
-    whole, affine = _text(*rows, *normalized), _text(*normalized)
-    statistics = _text(*rows, *["1"] * len(normalized))
-    results = [whole, affine, affine]
-    wanted = [term for term, needed in zip(results, operator.arguments[-1], strict=True) if needed]
-    terms = [whole, whole, statistics, statistics] + [affine] * (len(reads) - 4)
-    return f"{', '.join(terms)} -> {', '.join(wanted)}"

@@ -58,7 +58,7 @@ def _linear_backward(ctx: Any, dy: Tensor) -> Any:
 _derivative("linear", _linear_save, _linear_backward)
 
 
-# attention: q[b h s e], k[b h t e], v[b h t f], mask -> out[b h s f], lse[b h s]
+# attention: q[b h s e], k[b g t e], v[b g t f], mask -> out[b h s f], lse[b h s]; h is a multiple of g
 # The outputs lie in memory as [b s h f], which is how every kernel writes them.
 
 
@@ -81,6 +81,11 @@ _define("attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor ou
         lambda dout, q, k, v, *rest, **options: (_heads_last(q), _heads_last(k), _heads_last(v)))  # fmt: skip
 
 
+_define("attention_mask_gradient(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor mask, "
+        "*, bool causal, float scale) -> Tensor",
+        lambda dout, q, k, v, out, lse, mask, **options: torch.empty_like(mask))  # fmt: skip
+
+
 def _attention_save(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
     q, k, v, mask = inputs
     ctx.save_for_backward(q, k, v, mask, *output)
@@ -90,12 +95,11 @@ def _attention_save(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any
 
 def _attention_backward(ctx: Any, dout: Tensor, dlse: Any) -> Any:
     q, k, v, mask, out, lse = ctx.saved_tensors
-    if mask is not None and ctx.needs_input_grad[3]:
-        raise ValueError(
-            "the attention mask (a learned bias) asks for a gradient, which attention does not give"
-        )
     dq, dk, dv = _ops.attention_backward(dout, q, k, v, out, lse, mask, **ctx.options)
-    return dq, dk, dv, None
+    dmask = None
+    if ctx.needs_input_grad[3]:
+        dmask = _ops.attention_mask_gradient(dout, q, k, v, out, lse, mask, **ctx.options)
+    return dq, dk, dv, dmask
 
 
 _derivative("attention", _attention_save, _attention_backward)
@@ -146,6 +150,29 @@ _derivative(
 )
 
 
+def _with_heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[tuple[int, ...], Any]:
+    """The leading dims of the result, and q, k, v and mask with the dims [batch, heads, length, size].
+
+    Dims before the heads become the batch; a missing one has one element. Keys and values may have fewer heads
+    than queries.
+    """
+    rows = torch.broadcast_shapes(q.shape[:-3], k.shape[:-3], v.shape[:-3])
+    heads = [x.shape[-3] if x.dim() > 2 else 1 for x in (q, k, v)]
+    widest = max(heads)
+    if heads[1] != heads[2]:
+        k, v = (x.repeat_interleave(widest // own, -3) for x, own in zip((k, v), heads[1:], strict=True))
+
+    def shaped(x: Tensor, is_query: bool = False) -> Tensor:
+        own = widest if is_query else x.shape[-3] if x.dim() > 2 else 1
+        wide = (*rows, own, *x.shape[-2:])
+        x = x if x.shape == wide else x.expand(wide)
+        return x if len(rows) == 1 else x.reshape(-1, *wide[-3:])
+
+    if mask is not None and mask.dim() > 3 and len(rows) > 1:
+        mask = shaped(mask)
+    return (*rows, widest)[-max(q.dim(), k.dim()) + 2 :], (shaped(q, True), shaped(k), shaped(v), mask)
+
+
 class Capture:
     """Maps calls of ``torch.nn.functional`` onto whole operators while a model is traced.
 
@@ -180,11 +207,13 @@ class Capture:
         enable_gqa: bool = False,
     ) -> Tensor:
         """As ``F.scaled_dot_product_attention``; with dropout, its definition step by step."""
-        if query.dim() != 4 or enable_gqa:
-            return NotImplemented
         scale = 1.0 / sqrt(query.shape[-1]) if scale is None else scale
         if dropout_p == 0.0:
-            return _ops.attention(query, key, value, attn_mask, causal=is_causal, scale=scale)[0]
+            lead, (q, k, v, mask) = _with_heads(query, key, value, attn_mask)
+            out = _ops.attention(q, k, v, mask, causal=is_causal, scale=scale)[0]
+            return out if len(lead) == 2 else out.reshape(*lead, *out.shape[-2:])
+        if enable_gqa:
+            key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
         scores = torch.matmul(query, key.transpose(-2, -1)) * scale
         if is_causal:
             seen = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()

@@ -25,8 +25,8 @@ def attention(
 
     Args:
         q: Queries [b, h, s, e].
-        k: Keys [b, h, t, e].
-        v: Values [b, h, t, f].
+        k: Keys [b, g, t, e]; h is a multiple of g, and query heads in a row share a head of keys and values.
+        v: Values [b, g, t, f].
         mask: Added to the scores, or True where a query may look; broadcasts to [b, h, s, t].
         causal: Whether query i sees keys 0..i only.
         scale: What scores are multiplied by.
@@ -42,6 +42,7 @@ def attention(
         )
     if kernel == "flash":
         return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)[:2]
+    k, v = _per_query_head(k, q), _per_query_head(v, q)
     if kernel == "efficient":
         bias = _expand_bias(bias, q, k)
         out, lse = aten._scaled_dot_product_efficient_attention(
@@ -80,14 +81,47 @@ def attention_backward(
         return aten._scaled_dot_product_flash_attention_backward(
             dout, q, k, v, out, lse, None, None, rows, columns, 0.0, causal, unused, unused, scale=scale
         )
+    wide_k, wide_v = _per_query_head(k, q), _per_query_head(v, q)
     if kernel == "efficient":
         unused = torch.empty((), dtype=torch.int64, device=q.device)
         bias, lse = _expand_bias(bias, q, k), _pad_log_sum_exp(lse)
         wanted = [True, True, True, False]
-        return aten._scaled_dot_product_efficient_attention_backward(
-            dout, q, k, v, bias, out, lse, unused, unused, 0.0, wanted, causal, scale=scale
-        )[:3]
-    return _math_backward(dout, q, k, v, out, lse, bias, causal, scale)
+        dq, dk, dv, _ = aten._scaled_dot_product_efficient_attention_backward(
+            dout, q, wide_k, wide_v, bias, out, lse, unused, unused, 0.0, wanted, causal, scale=scale
+        )
+    else:
+        dq, dk, dv = _math_backward(dout, q, wide_k, wide_v, out, lse, bias, causal, scale)
+    return dq, _per_key_head(dk, k), _per_key_head(dv, v)
+
+
+def attention_mask_gradient(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor,
+    *,
+    causal: bool,
+    scale: float,
+) -> Tensor:
+    """Gradient of a mask that is added to the scores (a learned bias), shaped like the mask."""
+    wide_k, wide_v = _per_query_head(k, q), _per_query_head(v, q)
+    weights, dweights, means = _weights(dout, q, wide_k, wide_v, out, lse, mask, causal, scale)
+    return (weights * (dweights - means)).sum_to_size(mask.shape).to(mask.dtype)
+
+
+def _per_query_head(x: Tensor, q: Tensor) -> Tensor:
+    """Keys or values [b, g, t, e] as [b, h, t, e]: a head for each head of queries."""
+    return x if x.shape[1] == q.shape[1] else x.repeat_interleave(q.shape[1] // x.shape[1], 1)
+
+
+def _per_key_head(dx: Tensor, x: Tensor) -> Tensor:
+    """The gradient [b, h, t, e] of repeated keys or values as that of `x` [b, g, t, e]."""
+    if dx.shape[1] == x.shape[1]:
+        return dx
+    return _heads_inside(dx.unflatten(1, (x.shape[1], -1)).sum(2))
 
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) -> str:
@@ -156,14 +190,24 @@ def _math_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None,
     causal: bool, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    scores, _ = _scores(q, k, bias, causal, scale)
-    weights, dtype = _softmax(scores, lse.to(scores.dtype)), scores.dtype
-    dout, wide = dout.to(dtype), dout.to(dtype) * out.to(dtype)
-    dv = weights.transpose(-2, -1) @ dout
-    dweights = dout @ v.to(dtype).transpose(-2, -1)
-    dscores = weights * (dweights - wide.sum(-1, keepdim=True)) * scale
+    weights, dweights, means = _weights(dout, q, k, v, out, lse, bias, causal, scale)
+    dtype = weights.dtype
+    dv = weights.transpose(-2, -1) @ dout.to(dtype)
+    dscores = weights * (dweights - means) * scale
     dq, dk = dscores @ k.to(dtype), dscores.transpose(-2, -1) @ q.to(dtype)
     return _heads_inside(dq.to(q.dtype)), _heads_inside(dk.to(k.dtype)), _heads_inside(dv.to(v.dtype))
+
+
+def _weights(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None,
+    causal: bool, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """What the queries give the keys [b, h, s, t], its gradient, and the gradient's mean per query [b, h, s, 1]."""
+    scores, _ = _scores(q, k, bias, causal, scale)
+    weights, dtype = _softmax(scores, lse.to(scores.dtype)), scores.dtype
+    dout = dout.to(dtype)
+    dweights = dout @ v.to(dtype).transpose(-2, -1)
+    return weights, dweights, (dout * out.to(dtype)).sum(-1, keepdim=True)
 
 
 def _heads_inside(x: Tensor) -> Tensor:
