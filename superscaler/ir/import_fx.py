@@ -113,11 +113,11 @@ def _row_major_strides(node: Node) -> tuple[Any, ...]:
     source = node.args[0].meta["val"]  # type: ignore[union-attr]
     if not source.is_contiguous() or source.storage_offset():
         raise TraceError(
-            "as_strided looks at the memory of a tensor that is a view",
+            f"{kind_of(node.target)} looks at the memory of a tensor that is a view",
             where=note_of(node.meta).get("source", ""),
             remedy="call .contiguous() on the tensor first, or index it",
         )
-    return (node.args[0], list(node.args[1]), list(node.args[2]), *node.args[3:])  # type: ignore[arg-type]
+    return tuple(list(item) if isinstance(item, (list, tuple)) else item for item in node.args)
 
 
 def _group_norm(
@@ -204,6 +204,9 @@ class _Importer:
         if kind == "aten.cat" and len(_with_elements(node)) == 1:
             self.names[node] = self.names[_with_elements(node)[0]]
             return
+        if kind == "aten.as_strided_scatter" and self._same_strides(node) and self._same(node, node.args[1]):
+            self.names[node] = self.names[node.args[1]]  # type: ignore[index]
+            return
         if kind == "aten.as_strided" and self._same_strides(node):
             self.names[node] = self.names[node.args[0]]  # type: ignore[index]
             return
@@ -218,8 +221,8 @@ class _Importer:
             kind, arguments = "repeat", (node.args[0], list(node.meta["val"].shape))
         elif kind == "aten.cat":
             arguments = (_with_elements(node), *node.args[1:])
-        elif kind == "aten.as_strided":
-            kind, arguments = "as_strided", _row_major_strides(node)
+        elif kind in ("aten.as_strided", "aten.as_strided_scatter"):
+            kind, arguments = kind.removeprefix("aten."), _row_major_strides(node)
         elif kind in _GROUP_NORMS:
             kind, arguments, keywords = _GROUP_NORMS[kind](*node.args)
         elif kind == "aten.embedding":

@@ -3,6 +3,7 @@
 To add an operator, add a row to the table of its family in `superscaler.ir.kind_tables`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from superscaler.errors import TraceError
@@ -17,12 +18,13 @@ from superscaler.ir.kind_tables.products import PRODUCTS
 from superscaler.ir.kind_tables.reductions import REDUCTIONS
 from superscaler.ir.kind_tables.shapes import SHAPES
 from superscaler.ir.kind_tables.whole_operators import WHOLE_OPERATORS
-from superscaler.ir.rules import Rule, RuleMismatch, bind
+from superscaler.ir.rules import Rule, RuleMismatch, Shape, bind
 
 __all__ = [
     "KINDS",
     "Kind",
     "RuleSource",
+    "bind_row",
     "call_name",
     "declare_rule",
     "is_linear",

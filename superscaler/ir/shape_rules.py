@@ -70,7 +70,7 @@ def contract_dims(operator: Operator, reads: Sequence[Shape], writes: Sequence[S
     return f"{text(*names)} -> {text(*out)}"
 
 
-def keep_dim(position: int, default: int = -1) -> RuleFunction:
+def keep_dim(position: int, default: int | None = -1) -> RuleFunction:
     """The dim told by the argument at `position` is needed whole (softmax, sort); the others go along.
 
     It is the same dim in every tensor that has it in the size of the first; it may be gone, or of another size.
@@ -115,7 +115,7 @@ def across_dim(position: int, default: int = 0) -> RuleFunction:
 
 
 def across(rank: int, dims: Collection[int], reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
-    """The dims are whole, tensors of `rank` dims may differ in their sizes and others lack them; the rest goes along."""
+    """The dims are whole; tensors of `rank` dims may differ in their sizes, others lack them. The rest goes along."""
     full = next(shape for shape in (*reads, *writes) if len(shape) == rank)
     names = letters(full)
 

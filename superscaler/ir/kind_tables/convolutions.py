@@ -17,18 +17,23 @@ def _terms(operator: Operator, x: Shape, weight: Shape, out: Shape) -> tuple[str
     group = "" if groups == 1 else "groups! " if transposed else "groups "
     k, n = (f"({group}{letter})" for letter in ("inside", "outside"))
     space = [
-        _window(i, *sizes, transposed)
-        for i, sizes in enumerate(zip(x[2:], weight[2:], out[2:], stride, padding, dilation, strict=True))
+        _window(i, sizes, options, transposed)
+        for i, (sizes, options) in enumerate(
+            zip(
+                zip(x[2:], weight[2:], out[2:], strict=True),
+                zip(stride, padding, dilation, strict=True),
+                strict=True,
+            )
+        )
     ]
     moved, kernel, swept = (" ".join(dim[side] for dim in space) for side in range(3))
     rows = f"{n} inside" if not transposed else f"{k} outside"
     return f"batch {k} {moved}", f"{rows} {kernel}", n, f"batch {n} {swept}"
 
 
-def _window(
-    i: int, x: int, kernel: int, out: int, stride: int, padding: int, dilation: int, transposed: bool
-):
+def _window(i: int, sizes: Shape, options: Shape, transposed: bool) -> tuple[str, str, str]:
     """Tokens of one spatial dim in x, weight and out: side by side windows may be cut, overlapping ones not."""
+    (x, kernel, out), (stride, padding, dilation) = sizes, options
     small, large = (out, x) if not transposed else (x, out)
     if stride == kernel and padding == 0 and (kernel == 1 or dilation == 1) and small * kernel == large:
         one, whole = f"s{i}", f"u{i}!"

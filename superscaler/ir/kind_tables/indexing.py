@@ -5,32 +5,42 @@ from collections.abc import Sequence
 from superscaler.ir.graph import Operator, Ref
 from superscaler.ir.kind import Kind
 from superscaler.ir.rules import Shape
-from superscaler.ir.shape_rules import broadcast, letters, text
+from superscaler.ir.shape_rules import argument, broadcast, letters, text
 
 
 def _gather(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
     """x, index -> shaped like index: positions are looked up one by one."""
-    source, index = _along(operator.arguments[1], reads[0], reads[1])
+    source, index = (text(*dims) for dims in _along(operator.arguments[1], reads[0], reads[1]))
     return f"{source}, {index} -> {index}"
 
 
 def _scatter(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
     """x, index, src -> shaped like x: later positions write over earlier ones, so all are needed."""
     target, index = _along(operator.arguments[1], reads[0], reads[1], "!")
-    same = [index] * (len(reads) - 1) if reads[-1] == reads[1] else [index, *_all_whole(reads[2:])]
-    return f"{target}, {', '.join(same)} -> {target}"
+    return _with_source(target, index, reads[1:])
 
 
 def _scatter_add(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
     """x, index, src -> shaped like x: what positions add comes in summands."""
-    if reads[1] != reads[2]:
-        return _scatter(operator, reads, writes)
     target, index = _along(operator.arguments[1], reads[0], reads[1])
-    return f"+{target}, {index}, {index} -> {target}"
+    return f"+{_with_source(target, index, reads[1:])}"
 
 
-def _along(dim: int, full: Shape, index: Shape, mark: str = "") -> tuple[str, str]:
-    """Terms of a tensor and of an index into its `dim`; where the index leaves out a part of another dim, both are whole."""
+def _with_source(target: list[str], index: list[str], shapes: Sequence[Shape]) -> str:
+    """The rule of a scatter; where the index leaves out a part of the source, both are whole."""
+    left = [text(*target), text(*index)]
+    for own in shapes[1:]:
+        source = list(index)
+        for i, (count, size) in enumerate(zip(shapes[0], own, strict=True)):
+            if size != count:
+                source[i] = f"s{i}!"
+                target[i], index[i] = (_mark(name.rstrip("!"), "!") for name in (target[i], index[i]))
+        left = [text(*target), text(*index), text(*source)]
+    return f"{', '.join(left)} -> {left[0]}"
+
+
+def _along(dim: int, full: Shape, index: Shape, mark: str = "") -> tuple[list[str], list[str]]:
+    """Dims of a tensor and of an index into its `dim`; where the index leaves out a part of another dim, both are whole."""
     target, positions = letters(full), letters(index, "i")
     for i, (size, count) in enumerate(zip(full, index, strict=True)):
         if full and i == dim % len(full):
@@ -39,15 +49,11 @@ def _along(dim: int, full: Shape, index: Shape, mark: str = "") -> tuple[str, st
             positions[i] = target[i]
         else:
             target[i], positions[i] = _mark(target[i], "!"), _mark(positions[i], "!")
-    return text(*target), text(*positions)
+    return target, positions
 
 
 def _mark(name: str, mark: str) -> str:
     return name if name == "1" else name + mark
-
-
-def _all_whole(shapes: Sequence[Shape]) -> list[str]:
-    return [text(*(_mark(name, "!") for name in letters(shape, f"v{k}_"))) for k, shape in enumerate(shapes)]
 
 
 def _index(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
@@ -58,7 +64,7 @@ def _index(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) 
 
 def _index_put(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
     """x, indices, values -> shaped like x: what accumulates comes in summands, what is written over is needed whole."""
-    adds = len(operator.arguments) > 3 and operator.arguments[3]
+    adds = argument(operator, 3, False)
     target, positions, result = _advanced(operator.arguments[1], reads[0], reads[1:-1], "" if adds else "!")
     values = broadcast(reads[-1], result)
     return f"{'+' if adds else ''}{target}, {', '.join(positions)}, {values} -> {target}"

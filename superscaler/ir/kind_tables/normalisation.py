@@ -26,9 +26,6 @@ def _layer_norm_backward(operator: Operator, reads: Sequence[Shape], writes: Seq
     wanted = [
         term for term, needed in zip((whole, affine, affine), operator.arguments[-1], strict=False) if needed
     ]
-    num_statistics = (
-        sum(len(shape) == len(reads[0]) for shape in reads[2:]) if len(normalized) < len(reads[0]) else 0
-    )
     num_statistics = 1 if operator.kind == "aten._fused_rms_norm_backward" else 2
     terms = [whole, whole] + [statistics] * num_statistics + [affine] * (len(reads) - 2 - num_statistics)
     return f"{', '.join(terms)} -> {', '.join(wanted)}"

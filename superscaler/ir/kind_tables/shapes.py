@@ -64,6 +64,7 @@ SHAPES = {
     "aten.expand": Kind(stretch, "torch.Tensor.expand", shape_argument=1),
     "repeat": Kind(_repeat, "ops.repeat", shape_argument=1),
     "as_strided": Kind(all_whole, "ops.as_strided"),
+    "as_strided_scatter": Kind(all_whole, "ops.as_strided_scatter"),
     "aten.slice.Tensor": Kind(keep_dim(1, 0), "torch.ops.aten.slice.Tensor"),
     "aten.select.int": Kind(keep_dim(1), "torch.select"),
     "aten.slice_backward": Kind(across_dim(2), "torch.ops.aten.slice_backward", shape_argument=1),

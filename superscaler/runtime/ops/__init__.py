@@ -20,12 +20,13 @@ from superscaler.runtime.ops.group_norm import group_norm, group_norm_backward
 from superscaler.runtime.ops.layer_norm import layer_norm_backward
 from superscaler.runtime.ops.linear import linear_bias_gradient, linear_input_gradient, linear_weight_gradient
 from superscaler.runtime.ops.optimizer import adamw, adamw_, sgd, sgd_
-from superscaler.runtime.ops.shapes import as_strided, repeat
+from superscaler.runtime.ops.shapes import as_strided, as_strided_scatter, repeat
 
 __all__ = [
     "adamw",
     "adamw_",
     "as_strided",
+    "as_strided_scatter",
     "attention",
     "attention_backward",
     "attention_mask_gradient",

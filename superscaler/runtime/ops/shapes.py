@@ -14,3 +14,10 @@ def repeat(x: Tensor, shape: Sequence[int]) -> Tensor:
 def as_strided(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int = 0) -> Tensor:
     """As ``torch.as_strided`` on the elements of `x` in row-major order, however `x` lies in memory."""
     return x.contiguous().as_strided(size, stride, offset)
+
+
+def as_strided_scatter(
+    x: Tensor, source: Tensor, size: Sequence[int], stride: Sequence[int], offset: int = 0
+) -> Tensor:
+    """`x` with `source` in the place of ``as_strided(x, size, stride, offset)``."""
+    return x.contiguous().as_strided_scatter(source, size, stride, offset)

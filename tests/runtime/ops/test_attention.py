@@ -62,6 +62,29 @@ def test_equals_torch(s, t, f, causal, kind, dtype):
         torch.testing.assert_close(gradient, x.grad, **tolerance)
 
 
+@pytest.mark.parametrize("force_math", [False, True])
+@pytest.mark.parametrize("key_heads", [1, 2])
+@pytest.mark.parametrize("mask_shape", [None, (2, 4, 6, 9), (4, 1, 9), (6, 9)])
+def test_query_heads_that_share_keys_equal_torch(key_heads, mask_shape, force_math, monkeypatch):
+    torch.manual_seed(0)
+    if force_math:
+        monkeypatch.setattr(attention_module, "_kernel", lambda *rest: "math")
+    q, k, v = (torch.randn(2, heads, size, 8, dtype=torch.float64, requires_grad=True)
+               for heads, size in ((4, 6), (key_heads, 9), (key_heads, 9)))  # fmt: skip
+    mask = torch.randn(mask_shape, dtype=torch.float64, requires_grad=True) if mask_shape else None
+    expected = F.scaled_dot_product_attention(q, k, v, mask, scale=0.3, enable_gqa=True)
+    dout = torch.randn_like(expected)
+    expected.backward(dout)
+    with torch.no_grad():
+        out, lse = ops.attention(q, k, v, mask, causal=False, scale=0.3)
+        gradients = ops.attention_backward(dout, q, k, v, out, lse, mask, causal=False, scale=0.3)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(gradients, (q.grad, k.grad, v.grad))
+        if mask is not None:
+            dmask = ops.attention_mask_gradient(dout, q, k, v, out, lse, mask, causal=False, scale=0.3)
+            torch.testing.assert_close(dmask, mask.grad)
+
+
 @pytest.mark.parametrize("f", [16, 24])
 def test_log_sum_exp_is_that_of_the_scores(f):
     q, k, v = make_inputs(6, 7, f, torch.float64)

@@ -1,0 +1,25 @@
+"""Sample calls of every kind of operator, a file per family: kind -> cases."""
+
+from tests.ir.rule_cases import (
+    convolutions,
+    indexing,
+    normalisation,
+    pointwise,
+    pooling,
+    products,
+    reductions,
+    shapes,
+    whole_operators,
+)
+
+CASES = {
+    **whole_operators.CASES,
+    **products.CASES,
+    **convolutions.CASES,
+    **normalisation.CASES,
+    **reductions.CASES,
+    **pooling.CASES,
+    **shapes.CASES,
+    **indexing.CASES,
+    **pointwise.CASES,
+}

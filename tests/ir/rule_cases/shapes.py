@@ -1,0 +1,63 @@
+"""Sample calls: Views, pieces, joins, and tensors made from nothing."""
+
+from tests.ir.rule_cases.samples import case, real
+
+CASES = {
+    "reshape": [
+        case(real(3, 4, 6), [12, 6]),
+        case(real(12, 6), [3, 4, 2, 3]),
+        case(real(3, 4, 1, 6), [1, 12, 2, 3]),
+        case(real(4, 6), [2, 12]),
+        case(real(4, 6), [3, 8]),
+        case(real(1, 1), []),
+    ],
+    "aten.t": [case(real(3, 4))],
+    "aten.transpose.int": [case(real(3, 4, 5), 1, -1)],
+    "aten.permute": [case(real(3, 4, 1, 5), [2, 0, -1, 1])],
+    "aten.expand": [
+        case(real(3, 1, 5), [2, 3, 4, 5]),
+        case(real(3, 1), [-1, 4]),
+        case(real(), [3]),
+    ],
+    "aten.slice.Tensor": [
+        case(real(3, 6, 4), 1, 2, 5),
+        case(real(3, 6), 0, 0, 9223372036854775807),
+        case(real(3, 6), -1, 0, 6, 2),
+        case(real(3, 6), 1, 2, 3),
+    ],
+    "aten.select.int": [case(real(3, 6, 4), 1, 2), case(real(3, 4), -1, -2)],
+    "aten.slice_backward": [case(real(3, 2, 4), [3, 6, 4], 1, 2, 4, 1)],
+    "aten.select_backward": [case(real(3, 4), [3, 6, 4], 1, 2)],
+    "aten.slice_scatter": [case(real(3, 6), real(3, 2), 1, 1, 3)],
+    "aten.select_scatter": [case(real(3, 6), real(3), 1, 1)],
+    "aten.split.Tensor": [case(real(3, 7), 3, 1), case(real(4, 3), 2)],
+    "aten.split_with_sizes": [case(real(3, 7), [2, 1, 4], -1)],
+    "aten.unbind.int": [case(real(4, 3, 5), 1), case(real(2, 5))],
+    "aten.stack": [case([real(3, 5), real(3, 5)], 1), case([real(3), real(3)])],
+    "aten.cat": [case([real(3, 2, 4), real(3, 1, 4)], 1), case([real(3), real(2)]), case([real(3, 1), real(3, 1)], -1)],
+    "aten.arange": [case(5)],
+    "aten.arange.start": [case(2, 7)],
+    "aten.arange.start_step": [case(1, 9, 2)],
+    "full": [case([3, 1, 4], 2.5, dtype="torch.float64")],
+    "aten.tril": [case(real(3, 4, 5), 1)],
+    "aten.triu": [case(real(3, 4, 5))],
+    "repeat": [
+        case(real(3, 4), [6, 4]),
+        case(real(3, 1), [3, 5]),
+        case(real(4), [3, 8]),
+        case(real(3, 4), [2, 9, 8]),
+        case(real(), [3]),
+        case(real(1, 4), [3, 4]),
+    ],
+    "as_strided": [case(real(3, 4), [3, 2, 2], [4, 1, 2]), case(real(12), [3, 4], [3, 1], 1)],
+    "as_strided_scatter": [case(real(3, 4), real(3, 2), [3, 2], [4, 1])],
+    "aten.constant_pad_nd": [
+        case(real(3, 4, 5), [1, 2], 1.5),
+        case(real(3, 4, 5), [0, 0, 1, 0], 0.0),
+        case(real(3, 4, 5), [-1, -1]),
+        case(real(3, 4), [0, 1, 2, 0]),
+        case(real(3, 4), [0, 0]),
+    ],
+    "aten.roll": [case(real(3, 4, 5), [1, -2], [1, 2]), case(real(3, 4), [2], [-2]), case(real(3, 4), [5])],
+    "aten.flip": [case(real(3, 4, 5), [1]), case(real(3, 4, 5), [0, -1])],
+}  # fmt: skip

@@ -1,0 +1,71 @@
+"""Sample calls: Whole operators and optimizers."""
+
+import torch
+
+from superscaler.runtime import ops
+from tests.ir.rule_cases.samples import case, derived, flags, index, positive, real
+
+
+def attention(heads=3, mask=None, causal=False, key_heads=None):
+    """The backward of an attention: the case for its arguments, and what its forward left."""
+
+    def derive(draw):
+        q, k, v = draw(2, heads, 5, 4), *(draw(2, key_heads or heads, 5, 4) for _ in "kv")
+        bias = draw(*mask) if mask else None
+        out, lse = ops.attention(q, k, v, bias, causal=causal, scale=0.5)
+        return case(draw(2, heads, 5, 4), q, k, v, out, lse, bias, causal=causal, scale=0.5)
+
+    return derived(derive)
+
+
+def cross_entropy_backward(draw):
+    logits, target = draw(5, 6), torch.tensor([0, 5, -100, 3, 2])
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return case(draw(5).to(wide), draw(5).to(wide), logits, target, logits.to(wide).logsumexp(1))
+
+
+CASES = {
+    "linear": [
+        case(real(3, 4, 6), real(5, 6), real(5)),
+        case(real(4, 6), real(5, 6), None),
+    ],
+    "linear_input_gradient": [case(real(3, 4, 5), real(5, 6))],
+    "linear_weight_gradient": [case(real(3, 4, 5), real(3, 4, 6))],
+    "linear_bias_gradient": [case(real(3, 4, 5))],
+    "attention": [
+        case(real(2, 3, 5, 4), real(2, 3, 5, 4), real(2, 3, 5, 4), None, causal=True, scale=0.5),
+        case(real(2, 3, 5, 4), real(2, 3, 7, 4), real(2, 3, 7, 6), None, causal=False, scale=1.0),
+        case(real(2, 3, 5, 4), real(2, 3, 5, 4), real(2, 3, 5, 4), real(2, 1, 5, 5), causal=False, scale=0.5),
+        case(real(2, 3, 5, 4), real(2, 3, 5, 4), real(2, 3, 5, 4), real(5, 5), causal=False, scale=0.5),
+        case(real(2, 6, 5, 4), real(2, 3, 5, 4), real(2, 3, 5, 4), None, causal=True, scale=0.5),
+        case(real(2, 6, 5, 4), real(2, 2, 7, 4), real(2, 2, 7, 6), flags(2, 6, 1, 7), causal=False, scale=0.5),
+        case(real(2, 4, 5, 4), real(2, 1, 5, 4), real(2, 1, 5, 4), real(2, 1, 1, 5), causal=False, scale=0.5),
+        case(real(1, 4, 5, 4), real(1, 2, 5, 4), real(1, 2, 5, 4), None, causal=False, scale=0.5),
+    ],
+    "attention_backward": [
+        attention(causal=True),
+        attention(mask=(1, 3, 5, 5)),
+        attention(heads=6, key_heads=2),
+        attention(heads=6, key_heads=3, mask=(2, 6, 5, 5)),
+        attention(heads=4, key_heads=1, mask=(2, 1, 1, 5), causal=True),
+    ],
+    "attention_mask_gradient": [
+        attention(mask=(2, 3, 5, 5)),
+        attention(mask=(1, 3, 5, 5)),
+        attention(mask=(5, 1), causal=True),
+        attention(heads=6, key_heads=2, mask=(1, 6, 1, 5)),
+    ],
+    "cross_entropy": [case(real(5, 6), torch.tensor([0, 5, -100, 3, 2]))],
+    "cross_entropy_backward": [derived(cross_entropy_backward)],
+    "embedding": [case(real(7, 4), index(7, 3, 5))],
+    "embedding_backward": [case(real(3, 5, 4), index(7, 3, 5), num_rows=7)],
+    "dropout": [case(real(3, 4, 5), torch.tensor(3), p=0.4, key=7)],
+    "dropout_backward": [case(real(3, 4, 5), torch.tensor(3), p=0.4, key=7)],
+    "adamw": [
+        case(real(5, 4), real(5, 4), real(5, 4), positive(5, 4), torch.tensor(3), lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1)
+    ],
+    "sgd": [
+        case(real(5, 4), real(5, 4), torch.tensor(3), lr=0.1, momentum=0.0, weight_decay=0.1),
+        case(real(5, 4), real(5, 4), real(5, 4), torch.tensor(3), lr=0.1, momentum=0.9, weight_decay=0.0),
+    ],
+}  # fmt: skip
