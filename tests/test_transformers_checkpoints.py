@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 import superscaler as ss
+from superscaler import cli
+from superscaler.runtime.local import load
 
 transformers = pytest.importorskip("transformers")
 
@@ -111,3 +113,16 @@ def test_a_trained_checkpoint_is_that_of_eager(tmp_path, make, loss, optimizer, 
     assert trained.state_dict().keys() == expected.keys()
     for name, value in trained.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=tolerance, msg=name)
+
+
+def test_the_example_compiles_from_a_folder_and_starts_from_its_weights(tmp_path):
+    torch.manual_seed(0)
+    model = llama()
+    model.save_pretrained(tmp_path / "in")
+    reference = f"{ROOT / 'examples' / 'transformers_model.py'}:{tmp_path / 'in'}"
+    options = ["--dtype", "float64", "--batch", "4", "--set", "sequence=12", "-o", str(tmp_path / "build")]
+    assert cli.main(["compile", reference, *options]) == 0
+    tokens = batches()[0]
+    program = load(tmp_path / "build", weights=tmp_path / "in")
+    loss = program({"input_ids": tokens, "labels": tokens})
+    torch.testing.assert_close(loss, model(tokens, labels=tokens).loss.detach(), rtol=1e-6, atol=0)
