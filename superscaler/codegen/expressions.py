@@ -44,6 +44,8 @@ METHODS = {
 """Kinds written as a method of what they read first."""
 _SPREAD = {"reshape", "aten.permute", "aten.expand"}
 """Methods whose list argument is written as separate arguments."""
+_NO_STOP = 2**63 - 1
+"""What torch calls the end of a slice that has none."""
 _FACTORIES = {"full", "aten.arange", "aten.arange.start", "aten.arange.start_step"}
 
 
@@ -70,6 +72,10 @@ def call(
         return Text(f"{sides[0]} {_INFIX[kind]} {sides[1]}", is_atom=False)
     if kind == "aten.neg":
         return Text(f"-{reads[0].atom}", is_atom=False)
+    if kind in ("aten.slice.Tensor", "aten.select.int") and not keywords:
+        return Text(f"{reads[0].atom}[{_subscript(kind, arguments[1:], text)}]")
+    if kind == "aten._to_copy" and [key for key, _ in keywords] == ["dtype"]:
+        return Text(f"{reads[0].atom}.to({text(keywords[0][1])})")
     if kind in METHODS and isinstance(arguments[0], Ref):
         rest = list(arguments[1:])
         if kind in _SPREAD and rest and isinstance(rest[0], (list, tuple)) and rest[0]:
@@ -85,6 +91,21 @@ def call(
     if kind in _FACTORIES:
         inside.append("device=rt.device")
     return Text(f"{call_name(kind)}({', '.join(inside)})")
+
+
+def _subscript(kind: str, arguments: Sequence[Any], text: Callable[[Any], str]) -> str:
+    """What stands in the brackets of ``x[:, 0]`` or ``x[..., 4:]``."""
+    dim, *rest = arguments
+    if kind == "aten.select.int":
+        index = text(rest[0])
+    else:
+        start, stop, step = (*rest, None, None, None)[:3]
+        index = ("" if start in (None, 0) else text(start)) + ":"
+        index += "" if stop is None or stop >= _NO_STOP else text(stop)
+        index += "" if step in (None, 1) else f":{text(step)}"
+    if dim < 0:
+        return ", ".join(["...", index, *[":"] * (-dim - 1)])
+    return ", ".join([*[":"] * dim, index])
 
 
 def literal(value: Any, sizes: Sizes, text: Callable[[Any], str] | None = None) -> str:

@@ -19,7 +19,7 @@ _WHOLE_MODULE = {"linear", "embedding", "aten.native_layer_norm"}
 _PLAIN = {
     "sum": "total", "sub": "difference", "mul": "product", "div": "quotient", "ne": "mask", "eq": "mask", "lt": "mask",
     "le": "mask", "gt": "mask", "ge": "mask", "where": "chosen", "full": "constant", "pow": "power", "abs": "magnitude",
-    "arange": "positions", "max": "largest", "min": "smallest",
+    "arange": "positions", "max": "largest", "min": "smallest", "slice": "part", "select": "part", "to_copy": "cast",
 }  # fmt: skip
 """Kinds whose own name would hide a built-in function or say too little."""
 _OPERAND_OF = {

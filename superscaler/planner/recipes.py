@@ -152,9 +152,17 @@ def layer_pattern(graph: Graph) -> str:
 
 
 def data_parallel(p: Planner, over: str = "dp") -> None:
-    """Cut the batch."""
+    """Cut the batch.
+
+    Where samples of two inputs meet, as in a contrastive loss, each operator is cut along those of the first.
+    """
+    taken: set[str] = set()
     for axis in batch_axes(p.graph, p.axes):
-        p.trans(axis, over)
+        carrying = tuple(operator for operator in p.graph.operators if letters_of(p.axes, operator, axis))
+        free = tuple(operator for operator in carrying if operator.name not in taken)
+        taken.update(operator.name for operator in carrying)
+        within = None if len(free) == len(carrying) else Selection(p.graph, p.axes, free, f"{axis} alone")
+        p.trans(axis, over, within=within)
 
 
 def tensor_parallel(p: Planner, over: str = "tp") -> None:

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from superscaler import compiler
 from superscaler.errors import PlanError
 from superscaler.ir.optimizers import SGD
 from superscaler.ir.tensor import Role
@@ -165,3 +167,26 @@ def test_what_has_no_weights_or_no_sequence_cannot_be_cut_so():
     with pytest.raises(PlanError, match="no weight of a matrix product") as error:
         plan_of(graph, "tp=2")
     assert error.value.where == "tp=2 in the plan 'tp=2'"
+
+
+def test_where_samples_of_two_inputs_meet_each_operator_is_cut_along_those_of_the_first():
+    class Contrast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, texts, images):
+            scores = self.left(texts) @ self.right(images).T
+            return self.distance(scores) + self.distance(scores.T)
+
+        def distance(self, scores):
+            return F.cross_entropy(scores, torch.arange(scores.shape[0], device=scores.device))
+
+    torch.manual_seed(0)
+    model = Contrast().double()
+    inputs = {"texts": torch.randn(4, 4).double(), "images": torch.randn(4, 4).double()}
+    graph = trace(model, inputs, optimizer=SGD())
+    made = compiler.plan(graph, Cluster.local(2), "dp=2").verify()
+    product = next(operator for operator in graph.operators if operator.kind == "aten.mm")
+    assert [names for _, names in made.placed.placements[product.name].cuts] == [("dp",)]
+    assert made.compare_with_eager(model, inputs).largest < 1e-12
