@@ -12,7 +12,9 @@ from superscaler.planner.cluster import Cluster
 from superscaler.planner.recipes import parse_plan
 
 PLANS = ["dp=2,micro_batches=2", "tp=2", "pp=2", "dp=2,tp=2,zero=1", "tp=2,pp=2,micro_batches=2"]
-CASES = [("mlp", plan) for plan in PLANS if "pp" not in plan] + [("llama", plan) for plan in PLANS]
+CASES = [("mlp", plan) for plan in PLANS if "pp" not in plan] + [
+    (name, plan) for name in ("llama", "mbart") for plan in PLANS
+]
 
 
 @pytest.fixture(scope="module")
