@@ -38,6 +38,8 @@ class Axes:
     """Operator -> letter of its rule -> axes."""
     rules: Mapping[str, Rule]
     """Operator -> its rule, bound."""
+    shared: Mapping[str, frozenset[Axis]]
+    """Operator -> axes under two of its letters: in ``x @ x.T`` a cut of rows would cut the columns."""
 
     def fine(self, tensor: str) -> tuple[Axis, ...]:
         """The fine dims of a tensor."""
@@ -55,7 +57,7 @@ class Axes:
     def cuttable(self, operator: str, letter: str, axis: Axis) -> bool:
         """Whether the operator's rule allows to cut `axis` under `letter`."""
         rule = self.rules[operator]
-        if letter in rule.fixed:
+        if letter in rule.fixed or axis in self.shared[operator]:
             return False
         return letter not in rule.indexed or self.letters[operator][letter][0] == axis
 
@@ -141,15 +143,15 @@ def find_axes(graph: Graph) -> Axes:
     return Axes(
         {name: tuple(axes(dim) for dim in tensor_dims) for name, tensor_dims in dims.items()},
         letter_axes,
-        {name: _fix_shared(rule, letter_axes[name]) for name, rule in rules.items()},
+        rules,
+        {name: _shared(own) for name, own in letter_axes.items()},
     )
 
 
-def _fix_shared(rule: Rule, letters: Mapping[str, tuple[Axis, ...]]) -> Rule:
-    """The rule with letters fixed that are one axis: in ``x @ x.T`` a cut of rows cuts the columns."""
+def _shared(letters: Mapping[str, tuple[Axis, ...]]) -> frozenset[Axis]:
+    """Axes that occur more than once in the letters of an operator."""
     counts = Counter(axis for axes in letters.values() for axis in axes)
-    shared = {letter for letter, axes in letters.items() if any(counts[axis] > 1 for axis in axes)}
-    return replace(rule, fixed=rule.fixed | shared) if shared else rule
+    return frozenset(axis for axis, count in counts.items() if count > 1)
 
 
 _INPUT_DIMS = ("batch", "seq")

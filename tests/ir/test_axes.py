@@ -172,11 +172,34 @@ def test_an_operator_that_meets_one_axis_twice_is_not_cut_along_it():
     (batch,) = axes.dims["x"][0]
     (product, *_) = operators_of(graph, "aten.mm")
     assert axes.dims[product.writes[0]] == ((batch,), (batch,))
-    assert axes.rules[product.name].fixed == {"m", "n"}
+    assert not axes.cuttable(product.name, "m", batch)
+    assert not axes.cuttable(product.name, "n", batch)
     (features,) = axes.letters[product.name]["k"]
     assert axes.cuttable(product.name, "k", features)
     (left, *_) = operators_of(graph, "linear")
     assert axes.cuttable(left.name, "b0", batch)
+
+
+class Places(nn.Module):
+    """Every place of every sample against every place: rows are (batch, place), columns are places."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x):
+        return ((x + self.place).flatten(0, 1) @ self.place.t()).square().sum()
+
+
+def test_an_axis_beside_one_that_is_met_twice_is_cut():
+    graph = trace(Places(), (torch.randn(6, 5, 4),), optimizer=SGD())
+    axes = find_axes(graph)
+    (batch,), (place,), _ = axes.dims["x"]
+    (product, *_) = operators_of(graph, "aten.mm")
+    assert axes.letters[product.name]["m"] == (batch, place)
+    assert axes.letters[product.name]["n"] == (place,)
+    assert axes.cuttable(product.name, "m", batch)
+    assert not axes.cuttable(product.name, "m", place)
 
 
 class Regroup(nn.Module):
