@@ -34,47 +34,45 @@ _GPT = {"vocab_size": VOCAB, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_h
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
 
 
-def token_ids() -> Tensor:
+Inputs = Callable[[int, int], dict[str, Any]]
+"""From the number of samples and the length of a text to the inputs of a training step."""
+
+
+def token_ids(batch: int, length: int) -> Tensor:
     """Random tokens [batch, length], none of which is 0, the usual padding."""
-    return torch.randint(1, VOCAB, (BATCH, LENGTH))
+    return torch.randint(1, VOCAB, (batch, length))
 
 
-def _tokens() -> dict[str, Tensor]:
-    return {"input_ids": token_ids(), "labels": token_ids()}
+def _tokens(batch: int, length: int) -> dict[str, Any]:
+    return {"input_ids": token_ids(batch, length), "labels": token_ids(batch, length)}
 
 
-def _image(size: int) -> Callable[[], dict[str, Tensor]]:
-    return lambda: {
-        "pixel_values": torch.randn(BATCH, 3, size, size, dtype=torch.float64),
-        "labels": torch.randint(0, CLASSES, (BATCH,)),
+def _real(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def _image(size: int) -> Inputs:
+    return lambda batch, length: {
+        "pixel_values": _real(batch, 3, size, size),
+        "labels": torch.randint(0, CLASSES, (batch,)),
     }
 
 
-def _pairs() -> dict[str, Any]:
-    ids = token_ids()
+def _pairs(batch: int, length: int) -> dict[str, Any]:
+    ids = token_ids(batch, length)
     ids[:, -1] = VOCAB - 1
-    return {
-        "input_ids": ids,
-        "pixel_values": torch.randn(BATCH, 3, 16, 16, dtype=torch.float64),
-        "return_loss": True,
-    }
+    return {"input_ids": ids, "pixel_values": _real(batch, 3, 16, 16), "return_loss": True}
 
 
-def _speech() -> dict[str, Tensor]:
-    return {
-        "input_features": torch.randn(BATCH, 8, 32, dtype=torch.float64),
-        "labels": token_ids(),
-    }
+def _speech(batch: int, length: int) -> dict[str, Any]:
+    return {"input_features": _real(batch, 8, 32), "labels": token_ids(batch, length)}
 
 
-def _waves() -> dict[str, Tensor]:
-    return {
-        "input_values": torch.randn(BATCH, 400, dtype=torch.float64),
-        "labels": torch.randint(0, 4, (BATCH,)),
-    }
+def _waves(batch: int, length: int) -> dict[str, Any]:
+    return {"input_values": _real(batch, 400), "labels": torch.randint(0, 4, (batch,))}
 
 
-ARCHITECTURES: Mapping[str, tuple[str, str, Mapping[str, Any], Callable[[], dict[str, Any]]]] = {
+ARCHITECTURES: Mapping[str, tuple[str, str, Mapping[str, Any], Inputs]] = {
     "GPT-2": ("GPT2LMHeadModel", "GPT2Config", _GPT, _tokens),
     "GPT-J": ("GPTJForCausalLM", "GPTJConfig", {**_GPT, "rotary_dim": 4}, _tokens),
     "GPT-NeoX": ("GPTNeoXForCausalLM", "GPTNeoXConfig", _TEXT, _tokens),
@@ -177,7 +175,24 @@ def build(name: str) -> Example:
         config._experts_implementation = "batched_mm"
     original = getattr(transformers, model_class)
     widened = type(original.__name__, (original,), {"forward": _in_float64(original.forward)})
-    return widened(config).double().train(), inputs()
+    return widened(config).double().train(), inputs(BATCH, LENGTH)
+
+
+def inference_inputs(name: str, batch: int, length: int) -> dict[str, Any]:
+    """Inputs of another size, for the model's answer alone."""
+    inputs = ARCHITECTURES[name][3](batch, length)
+    has_decoder = "labels" in inputs and ARCHITECTURES[name][0].endswith("ForConditionalGeneration")
+    inputs.pop("labels", None)
+    inputs.pop("return_loss", None)
+    return inputs | ({"decoder_input_ids": token_ids(batch, length)} if has_decoder else {})
+
+
+def varying_sizes(inputs: Mapping[str, Any]) -> dict[str, dict[int, str]]:
+    """Which dims of these inputs vary: the samples of all, and the length of texts."""
+    return {
+        name: {0: "batch"} | ({1: "seq"} if not value.is_floating_point() else {})
+        for name, value in inputs.items()
+    }
 
 
 def _in_float64(forward: Callable[..., Any]) -> Callable[..., Any]:
