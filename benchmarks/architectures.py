@@ -1,10 +1,11 @@
-"""Architectures as people publish them, in tiny sizes: unmodified `transformers` models from their configurations.
+"""Architectures in tiny sizes: unmodified `transformers` models from their configurations, and those of ``models/``.
 
 Each is a function that returns a model in float64 and the inputs of one training step of `BATCH` samples.
 """
 
 import functools
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ _ENCODER_DECODER = {
 _GPT = {"vocab_size": VOCAB, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4,
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
 
+
+OWN = ("gpt", "llama", "moe", "swin", "mbart", "alphafold2")
+"""Files of ``models/``."""
 
 Inputs = Callable[[int, int], dict[str, Any]]
 """From the number of samples and the length of a text to the inputs of a training step."""
@@ -163,12 +167,28 @@ def _widened(value: Any) -> Any:
     return torch.float64 if value is torch.float32 else value
 
 
+def names() -> tuple[str, ...]:
+    """All there are."""
+    return (*ARCHITECTURES, *(f"models/{name}.py" for name in OWN))
+
+
 def build(name: str) -> Example:
     """The model called `name`, in float64 and training mode, and inputs with a loss."""
+    torch.manual_seed(0)
+    return _build_own(name) if name.endswith(".py") else _build_published(name)
+
+
+def _build_own(name: str) -> Example:
+    module = import_module(name.removesuffix(".py").replace("/", "."))
+    inputs = module.example_inputs("tiny", batch=BATCH)
+    wide = {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
+    return module.build("tiny").double(), wide
+
+
+def _build_published(name: str) -> Example:
     import transformers
 
     model_class, config_class, fields, inputs = ARCHITECTURES[name]
-    torch.manual_seed(0)
     config = getattr(transformers, config_class)(**fields)
     if hasattr(config, "num_experts_per_tok"):
         # of the ways to run experts, the one whose shapes do not depend on the routing and that knows float64

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.architectures import ARCHITECTURES, build
+from benchmarks.architectures import build, names
 from benchmarks.report import finish
 from superscaler import compiler
 from superscaler.errors import SuperscalerError
@@ -45,9 +45,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="only these architectures")
     options = parser.parse_args()
     _be_quiet()
-    names = options.names or (QUICK if options.quick else tuple(ARCHITECTURES))
     rows = []
-    for name in names:
+    for name in options.names or (QUICK if options.quick else names()):
         start = time.perf_counter()
         rows.append(_row(name))
         print(f"{name}: {time.perf_counter() - start:.1f} s  {_words(rows[-1])}", flush=True)
