@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from superscaler.compiler import compile, plan
     from superscaler.ir.deferred import deferred_init
-    from superscaler.ir.optimizers import SGD, AdamW
+    from superscaler.ir.learning_rates import Constant, Cosine, Linear
+    from superscaler.ir.optimizers import SGD, Adam, AdamW, Lion
     from superscaler.ir.trace import trace
     from superscaler.planner import schedules
     from superscaler.planner.cluster import Cluster
@@ -24,8 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SGD",
+    "Adam",
     "AdamW",
     "Cluster",
+    "Constant",
+    "Cosine",
+    "Linear",
+    "Lion",
     "Plan",
     "Planner",
     "compile",
@@ -36,8 +42,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Adam": "superscaler.ir.optimizers",
     "AdamW": "superscaler.ir.optimizers",
     "Cluster": "superscaler.planner.cluster",
+    "Constant": "superscaler.ir.learning_rates",
+    "Cosine": "superscaler.ir.learning_rates",
+    "Linear": "superscaler.ir.learning_rates",
+    "Lion": "superscaler.ir.optimizers",
     "Plan": "superscaler.planner.plan",
     "Planner": "superscaler.planner.planner",
     "SGD": "superscaler.ir.optimizers",

@@ -81,13 +81,24 @@ def _add_model(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--inputs", metavar="NAMES", help="which of the example inputs to pass, such as tokens (default all)"
     )
-    parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd"))
-    parser.add_argument("--lr", type=float, default=3e-4, help="learning rate (default 3e-4)")
-    parser.add_argument("--weight-decay", type=float, default=0.01)
-    parser.add_argument("--momentum", type=float, default=0.0, help="of sgd")
+    _add_optimizer(parser)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a size of the model"
     )
+
+
+def _add_optimizer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--optimizer", default="adamw", choices=("adamw", "adam", "sgd", "lion"))
+    parser.add_argument("--lr", type=float, default=3e-4, help="(peak) learning rate (default 3e-4)")
+    parser.add_argument("--lr-schedule", default="constant", choices=("constant", "linear", "cosine"))
+    parser.add_argument(
+        "--warmup", type=int, default=0, metavar="STEPS", help="until the learning rate peaks"
+    )
+    parser.add_argument("--lr-steps", type=int, metavar="STEPS", help="after which it is --lr-floor")
+    parser.add_argument("--lr-floor", type=float, default=0.0, help="its least value (default 0)")
+    parser.add_argument("--weight-decay", type=float, default=0.01)
+    parser.add_argument("--momentum", type=float, default=0.0, help="of sgd")
+    parser.add_argument("--clip-norm", type=float, metavar="NORM", help="largest norm of all gradients")
 
 
 def _compile(options: argparse.Namespace) -> None:
@@ -187,18 +198,30 @@ def _number_or_text(value: str) -> float | str:
         return value
 
 
+def _optimizer(options: argparse.Namespace) -> Any:
+    from superscaler.ir.learning_rates import SCHEDULES, Constant
+    from superscaler.ir.optimizers import OPTIMIZERS
+
+    rate: Any = options.lr
+    if options.lr_schedule != "constant":
+        if options.lr_steps is None:
+            raise TraceError(
+                f"--lr-schedule {options.lr_schedule} needs to know when it ends",
+                remedy="add --lr-steps STEPS",
+            )
+        schedule: Any = SCHEDULES[options.lr_schedule]
+        rate = schedule(options.lr, options.warmup, options.lr_steps, options.lr_floor)
+    elif options.warmup:
+        rate = Constant(options.lr, options.warmup)
+    own = {"lr": rate, "weight_decay": options.weight_decay, "clip_norm": options.clip_norm}
+    own |= {"momentum": options.momentum} if options.optimizer == "sgd" else {}
+    return OPTIMIZERS[options.optimizer](**own)
+
+
 def _trace(options: argparse.Namespace, model: tuple[Any, Any] | None = None, deferred: bool = False) -> Any:
     from superscaler.ir.deferred import deferred_init, recorded
-    from superscaler.ir.optimizers import SGD, AdamW
     from superscaler.ir.trace import trace
 
-    optimizer = None
-    if not options.inference:
-        optimizer = (
-            AdamW(lr=options.lr, weight_decay=options.weight_decay)
-            if options.optimizer == "adamw"
-            else SGD(lr=options.lr, weight_decay=options.weight_decay, momentum=options.momentum)
-        )
     with _progress("building the model"):
         if model is None and deferred:
             with deferred_init():
@@ -208,7 +231,7 @@ def _trace(options: argparse.Namespace, model: tuple[Any, Any] | None = None, de
         elif model is None:
             model = _model(options)
     with _progress("tracing"):
-        return trace(*model, optimizer=optimizer)
+        return trace(*model, optimizer=None if options.inference else _optimizer(options))
 
 
 def _plan(options: argparse.Namespace, model: tuple[Any, Any] | None = None, deferred: bool = False) -> Any:

@@ -231,3 +231,21 @@ def test_the_module_is_a_program():
     assert done.returncode == 1
     assert "superscaler: error: no Python file 'nothing.py'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_training_options_reach_the_program(capsys, tmp_path):
+    code, _, err = run(
+        capsys, "compile", f"{GPT}:tiny", "-o", str(tmp_path / "b"), *SMALL, "--optimizer", "adam",
+        "--lr-schedule", "cosine", "--warmup", "2", "--lr-steps", "9", "--clip-norm", "0.5",
+    )  # fmt: skip
+    assert code == 0, err
+    source = (tmp_path / "b" / "stage0.py").read_text()
+    assert "lr=ops.cosine_rate(step, peak=0.0003, warmup=2, total=9, floor=0.0)" in source
+    assert "ops.adam_(" in source
+    assert "max_norm=0.5" in source
+
+
+def test_a_schedule_without_an_end_is_refused(capsys):
+    code, _, err = run(capsys, "check", f"{GPT}:tiny", *SMALL, "--lr-schedule", "linear")
+    assert code == 1
+    assert "--lr-schedule linear needs to know when it ends" in err

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from superscaler.codegen.eager import Eager
 from superscaler.codegen.pieces import relative_difference
 from superscaler.codegen.program import Program
 from superscaler.codegen.virtual import run_step
@@ -29,7 +30,7 @@ class Comparison:
     """
 
     loss: float
-    """The loss; for inference the outputs."""
+    """The loss, and the norm of the gradients where it is an output; for inference the outputs."""
     gradients: float
     parameters: float
     """Parameters, buffers and optimizer states after every step."""
@@ -91,7 +92,7 @@ def compare_programs_with_eager(
     has_dropout = any(
         operator.kind == "dropout" and operator.keyword("p", 0.0) for operator in graph.operators
     )
-    reference = _Interpreted(graph, state) if has_dropout else _Eager(graph, model, loss)
+    reference = _Interpreted(graph, state) if has_dropout else Eager(graph, model, loss)
     kinds: dict[str, list[tuple[float, str]]] = {"loss": [], "gradients": [], "parameters": []}
     replicas = 0.0
     for step in range(1, steps + 1):
@@ -173,49 +174,6 @@ def _bind(model: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) -> inspe
     return signature.bind(*args, **kwargs)
 
 
-class _Eager:
-    """The model itself, with autograd and an optimizer of torch."""
-
-    def __init__(self, graph: Graph, model: torch.nn.Module, loss: Callable[[Any], Tensor] | None) -> None:
-        self.graph, self.loss = graph, loss
-        self.model = copy.deepcopy(model)
-        self.parameters = {name: p for name, p in self.model.named_parameters() if name in graph.updates}
-        self.optimizer = _torch_optimizer(graph, self.parameters) if graph.is_training else None
-
-    def step(
-        self, call: inspect.BoundArguments, batch: Mapping[str, Tensor], step: int
-    ) -> dict[str, dict[str, Tensor]]:
-        if self.optimizer is None:
-            with torch.no_grad():
-                leaves = pytree.tree_leaves(self.model(*call.args, **call.kwargs))
-            outputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            return {
-                "loss": dict(zip(self.graph.outputs, outputs, strict=True)),
-                "gradients": {},
-                "parameters": {},
-            }
-        self.optimizer.zero_grad()
-        output = self.model(*call.args, **call.kwargs)
-        target = self.loss(output) if self.loss else getattr(output, "loss", None)
-        if target is None:
-            target = output[0] if isinstance(output, tuple | list) else output
-        target.backward()
-        gradients = {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
-        self.optimizer.step()
-        stored = (*self.model.named_parameters(), *self.model.named_buffers())
-        readers = self.graph.readers
-        state = {name: value.detach().clone() for name, value in stored if readers.get(name)}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state[parameter].items():
-                if f"{name}/{key}" in self.graph.tensors and isinstance(value, Tensor):
-                    state[f"{name}/{key}"] = value.clone()
-        return {
-            "loss": {self.graph.outputs[0]: target.detach()},
-            "gradients": gradients,
-            "parameters": state,
-        }
-
-
 class _Interpreted:
     """The graph on one device."""
 
@@ -232,16 +190,3 @@ class _Interpreted:
             "gradients": {name: results[tensor] for name, tensor in self.graph.gradients.items()},
             "parameters": dict(self.state),
         }
-
-
-def _torch_optimizer(graph: Graph, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of torch that the graph's update operators stand for."""
-    updates = [graph.writer[graph.updates[name]] for name in parameters]
-    groups = []
-    for parameter, update in zip(parameters.values(), updates, strict=True):
-        options = dict(update.keywords)
-        if update.kind == "adamw":
-            options["betas"] = (options.pop("beta1"), options.pop("beta2"))
-        groups.append({"params": [parameter], **options})
-    make = torch.optim.AdamW if updates[0].kind == "adamw" else torch.optim.SGD
-    return make(groups, foreach=False)

@@ -6,12 +6,14 @@ from functools import cached_property
 from superscaler.codegen.emit_phases import ORDER, Emitted
 from superscaler.codegen.expressions import literal
 from superscaler.codegen.function import Function
-from superscaler.codegen.group import OPTIMIZERS, Group, group_update
+from superscaler.codegen.group import LISTED, Group, group_update
 from superscaler.codegen.name_tables import NameTables
 from superscaler.codegen.program import Collective, Compute, Instruction, Slice, Store, reads_of, writes_of
 from superscaler.codegen.source_lines import INDENT, statement
 from superscaler.codegen.stage import Stage
-from superscaler.ir.graph import Phase
+from superscaler.ir.graph import Phase, Ref
+from superscaler.ir.learning_rates import rate_call
+from superscaler.ir.optimizers import OPTIMIZERS
 from superscaler.ir.tensor import Role
 from superscaler.planner.steps import StepKind
 
@@ -44,6 +46,7 @@ class _Writer:
         self.function = Function(stage, "update")
         self.places: dict[str, Place] = {}
         self.skipped: set[int] = set()
+        self.lists: dict[tuple[str, ...], str] = {}
         self.suggestion = "NAMES"
         self.order = {name: number for number, name in enumerate(stage.program.stored)}
         self.parameters = [
@@ -166,6 +169,10 @@ class _Writer:
         match first:
             case Compute(kind=kind) if kind in OPTIMIZERS and first.writes[0] in self.update.in_place:
                 self._optimize([i for i in instructions if isinstance(i, Compute)])
+            case Compute(kind=kind) if kind in LISTED and len(instructions) > _FEW:
+                self._numbers([i for i in instructions if isinstance(i, Compute)])
+            case Compute(kind="total"):
+                self._total(first)
             case Collective(step=step) if step.kind is StepKind.ALL_REDUCE:
                 self._all_reduce([i for i in instructions if isinstance(i, Collective)])
             case Collective() if len(instructions) > _FEW:
@@ -202,11 +209,9 @@ class _Writer:
     def _optimize(self, instructions: list[Compute]) -> None:
         function, first = self.function, instructions[0]
         columns = [
-            self._listing([i.reads[column] for i in instructions]) for column in range(len(first.reads) - 1)
+            self._listing([i.reads[column] for i in instructions]) for column in range(len(first.writes) + 1)
         ]
-        if first.kind == "sgd" and len(first.reads) == 3:
-            columns.append("None")
-        options = ", ".join(f"{key}={literal(value, function.sizes)}" for key, value in first.keywords)
+        options = ", ".join(f"{key}={self._option(first, value)}" for key, value in first.keywords)
         function.use("step")
         for instruction in instructions:
             for name in instruction.writes:
@@ -219,6 +224,33 @@ class _Writer:
             ")",
         ]
         function.lines += [INDENT + line for line in lines]
+
+    def _option(self, update: Compute, value: object) -> str:
+        """An optimizer's option: a constant, a schedule of the learning rate, or a number computed before."""
+        if isinstance(value, Ref):
+            return str(self.function.read(update.reads[value.index]))
+        return rate_call(value) if isinstance(value, tuple) else literal(value, self.function.sizes)
+
+    def _numbers(self, instructions: list[Compute]) -> None:
+        """A number per gradient, by one call on the list; what adds up exactly these reads the list."""
+        function, kind = self.function, instructions[0].kind
+        self.suggestion = "SUMMED"
+        text = f"ops.{LISTED[kind]}({self._listing([i.reads[0] for i in instructions])})"
+        written = [i.writes[0] for i in instructions]
+        readers = [reader for value in written for _, reader in self.stage.readers.get(value, ())]
+        if {tuple(sorted(reads_of(reader))) for reader in readers} == {tuple(sorted(written))}:
+            self.lists[tuple(sorted(written))] = text
+            return
+        name = function.scope.bind(kind, LISTED[kind])
+        function.add(f"{name} = {text}")
+        function.special.update({value: f"{name}[{number}]" for number, value in enumerate(written)})
+
+    def _total(self, total: Compute) -> None:
+        text = self.lists.get(tuple(sorted(total.reads)))
+        if text is None:
+            self._single(total)
+        else:
+            self.function.add(f"{self.function.bind(total.writes[0])} = ops.total({text})")
 
     def _set_alias(self, value: str, operand: str) -> None:
         place = self._place(operand)

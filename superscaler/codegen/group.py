@@ -21,10 +21,11 @@ from superscaler.codegen.program import (
 )
 from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase
+from superscaler.ir.optimizers import OPTIMIZERS
 from superscaler.planner.steps import StepKind
 
-OPTIMIZERS = {"adamw": 4, "sgd": 3}
-"""Kinds that update in place, and how many tensors they read at most before the number of the step."""
+LISTED = {"squared_norm": "squared_norms"}
+"""Kinds that make a number of one gradient -> the function that does so for a list of them."""
 _JOINED = {StepKind.ALL_REDUCE, StepKind.REDUCE_SCATTER, StepKind.ALL_GATHER}
 
 
@@ -75,15 +76,21 @@ def _in_place(body: Sequence[Instruction]) -> dict[str, str]:
     for instruction in body:
         if not isinstance(instruction, Compute) or instruction.kind not in OPTIMIZERS:
             continue
-        parameter, _, *states = instruction.reads[:-1]
-        operands = [parameter, *states]
+        operands = operands_of(instruction)
+        parameter, *states = operands
         states_stay = all(
             stored.get(new) == old for new, old in zip(instruction.writes[1:], states, strict=False)
         )
         is_stored = stored.get(instruction.writes[0]) == parameter or parameter in sliced
-        if states_stay and is_stored and len(instruction.writes) == len(operands):
+        if states_stay and is_stored:
             table.update(zip(instruction.writes, operands, strict=True))
     return table
+
+
+def operands_of(update: Compute) -> list[str]:
+    """What an optimizer updates: the parameter and its states; between them it reads the gradient."""
+    parameter, _, *states = update.reads[: len(update.writes) + 1]
+    return [parameter, *states]
 
 
 def _dependencies(stage: Stage, body: Sequence[Instruction], in_place: dict[str, str]) -> list[set[int]]:
@@ -141,16 +148,21 @@ def _reads_old(reader: Instruction, writer: Instruction) -> bool:
 
 
 def _urgency(instruction: Instruction) -> int:
-    """Which of the ready instructions goes first: sends, then local work, collectives, receives, updates, stores."""
+    """Which of the ready instructions goes first.
+
+    Sends, then local work, collectives, receives, what is made of all gradients, updates, stores.
+    """
     match instruction:
         case Send():
             return 0
-        case Compute(kind=kind) if kind in OPTIMIZERS:
+        case Compute(kind=kind) if kind in LISTED:
             return 5
+        case Compute(kind=kind) if kind in OPTIMIZERS:
+            return 6
         case Slice() | Compute():
             return 1
         case Store():
-            return 6
+            return 7
         case Collective():
             return 3
         case Receive() | Exchange():
@@ -169,7 +181,11 @@ def _signature(stage: Stage, instruction: Instruction) -> tuple:
             is_stored = instruction.read in stage.program.stored
             return ("slice", step.axis, is_stored) if not outer or start.axes == (step.axis,) else ()
         case Compute(kind=kind, keywords=keywords) if kind in OPTIMIZERS:
-            return "update", kind, keywords, len(instruction.reads)
+            numbers = instruction.reads[len(instruction.writes) + 1 :]
+            return "update", kind, str(keywords), len(instruction.reads), numbers
+        case Compute(kind=kind, keywords=keywords) if kind in LISTED:
+            readers = stage.readers.get(instruction.writes[0], ())
+            return "listed", kind, str(keywords), tuple(writes_of(reader) for _, reader in readers)
         case Store():
             return ("store",)
         case _:

@@ -18,6 +18,7 @@ from superscaler.codegen.program import (
     writes_of,
 )
 from superscaler.ir.graph import Phase
+from superscaler.ir.optimizers import OPTIMIZERS
 from superscaler.ir.tensor import DTYPE_BYTES, Role
 from superscaler.planner.steps import uses_time
 
@@ -26,8 +27,6 @@ VIEWS = {
     "aten.expand", "aten.slice.Tensor", "aten.select.int",
 }  # fmt: skip
 """Kinds whose result shares its operand's memory; ``reshape`` does so where the operand is contiguous."""
-UPDATES = {"adamw", "sgd"}
-"""Kinds that a program runs in place where their result is stored over their operand."""
 
 
 def free_values(program: Program) -> Program:
@@ -243,7 +242,7 @@ class _Account:
             if isinstance(instruction, Slice):
                 self.root[instruction.write] = self._root(instruction.read)
                 strided.add(instruction.write)
-            elif isinstance(instruction, Compute) and instruction.kind in UPDATES:
+            elif isinstance(instruction, Compute) and instruction.kind in OPTIMIZERS:
                 for name in instruction.writes:
                     home = stores.get(name)
                     if home and self.program.values[home].shape == self.program.values[name].shape:

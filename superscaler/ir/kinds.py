@@ -17,6 +17,7 @@ from superscaler.ir.kind_tables.pooling import POOLING
 from superscaler.ir.kind_tables.products import PRODUCTS
 from superscaler.ir.kind_tables.reductions import REDUCTIONS
 from superscaler.ir.kind_tables.shapes import SHAPES
+from superscaler.ir.kind_tables.updates import UPDATES
 from superscaler.ir.kind_tables.whole_operators import WHOLE_OPERATORS
 from superscaler.ir.rules import Rule, RuleMismatch, Shape, bind
 
@@ -43,6 +44,7 @@ KINDS: dict[str, Kind] = {
     **SHAPES,
     **INDEXING,
     **POINTWISE,
+    **UPDATES,
 }
 
 

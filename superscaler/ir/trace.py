@@ -23,17 +23,14 @@ from torch.utils import _pytree as pytree
 from superscaler.errors import TraceError
 from superscaler.ir import deferred
 from superscaler.ir.functional import without_mutations
-from superscaler.ir.graph import Graph, Operator, Phase, Ref
+from superscaler.ir.graph import Graph
 from superscaler.ir.import_fx import import_fx, kind_of
 from superscaler.ir.optimizers import Optimizer
 from superscaler.ir.provenance import Provenance, note_of, noting
 from superscaler.ir.source_line import failing_line, user_line
-from superscaler.ir.tensor import Role, Tensor
+from superscaler.ir.update import STEP, append_updates
 from superscaler.ir.verify import verify_graph
 from superscaler.ir.whole import Capture
-
-STEP = "step"
-"""Name of the tensor that holds the number of the step, from 1."""
 
 
 def trace(
@@ -54,7 +51,8 @@ def trace(
         kwargs: Further inputs by name.
         loss: Maps the model's output to the scalar to minimise; without it the output (or its field
             ``loss``, or its first item) is the loss.
-        optimizer: `AdamW` or `SGD`; with it the graph is a training step, without it inference.
+        optimizer: One of `superscaler.ir.optimizers`, such as ``AdamW(lr=3e-4)``; with it the graph is a
+            training step, without it inference.
         initialisers: How parameters are filled before the first step (`superscaler.ir.deferred`), for a
             model on the meta device.
         name: The graph's name; by default the model's class, in lower case.
@@ -80,7 +78,7 @@ def trace(
         step=STEP,
     )
     if optimizer:
-        graph = _append_updates(graph, optimizer, trainable)
+        graph = append_updates(graph, optimizer, trainable)
     stored = {**parameters, **buffers}
     recorded = deferred.recorded(model)
     values = {key: value.detach() for key, value in stored.items() if not value.is_meta} | recorded.values
@@ -224,36 +222,3 @@ def _scalar(output: Any, loss: Callable[[Any], torch.Tensor] | None, model: torc
             remedy="pass loss=..., a function from the model's output to a scalar tensor",
         )
     return value
-
-
-def _append_updates(graph: Graph, optimizer: Optimizer, trainable: list[str]) -> Graph:
-    """Add the optimizer's operator for every parameter that has a gradient."""
-    tensors = dict(graph.tensors)
-    operators = list(graph.operators)
-    updates = dict(graph.updates)
-    for key in trainable:
-        gradient = graph.gradients.get(key)
-        if gradient is None:
-            continue
-        parameter = tensors[key]
-        states = [f"{key}/{state}" for state in optimizer.states]
-        fresh = [f"{name}/new" for name in (key, *states)]
-        for name in states:
-            tensors[name] = Tensor(name, parameter.shape, parameter.dtype, Role.STATE)
-        for name in fresh:
-            tensors[name] = Tensor(name, parameter.shape, parameter.dtype, Role.ACTIVATION)
-        updates.update(zip((key, *states), fresh, strict=True))
-        operators.append(
-            Operator(
-                f"{key}/{optimizer.kind}",
-                optimizer.kind,
-                (key, gradient, *states, STEP),
-                tuple(fresh),
-                tuple(Ref(index) for index in range(3 + len(states))),
-                optimizer.options,
-                Phase.UPDATE,
-                key.rpartition(".")[0],
-            )
-        )
-    tensors.setdefault(STEP, Tensor(STEP, (), "int64", Role.STEP))
-    return replace(graph, tensors=tensors, operators=tuple(operators), updates=updates)

@@ -1,8 +1,8 @@
 """Completion: every operator gets a place and its cuts from what the script said, with the reason.
 
 Places: an operator the script did not place goes with its forward operator, else with the operators it reads
-from, else with those that read from it, else with those of its module; an optimizer update goes with the first
-reader of its parameter.
+from, else with those that read from it, else with those of its module; what reads a parameter or its gradient in the
+update goes with the first reader of the parameter.
 Cuts: a cut axis is cut in every operator it runs through. A linear operator all of whose reads are summands
 over the same mesh axes passes the summands on, so that they are summed once, later.
 """
@@ -19,6 +19,7 @@ from superscaler.ir.tensor import Role
 from superscaler.planner.micro_batches import batch_axes, batch_letter, find_phases
 from superscaler.planner.placement import PlacedGraph, Placement, letters_of, operand_layout, passes_summands
 from superscaler.planner.planner import Cut, Planner
+from superscaler.planner.totals import split_totals
 
 
 def complete(planner: Planner, micro_batches: int) -> PlacedGraph:
@@ -53,8 +54,8 @@ def complete(planner: Planner, micro_batches: int) -> PlacedGraph:
             partial[name] = layout.partial if layout.reducer == "sum" else ()
     _check_effective(planner, effective, places)
     _check_sizes(planner, placements)
-    return PlacedGraph(
-        graph, axes, placements, phases, {name: tuple(lines) for name, lines in reasons.items()}
+    return split_totals(
+        PlacedGraph(graph, axes, placements, phases, {name: tuple(lines) for name, lines in reasons.items()})
     )
 
 
@@ -86,6 +87,7 @@ def _complete_places(planner: Planner, reasons: dict[str, list[str]]) -> dict[st
         places[operator.name] = places[other.name]
         reasons[operator.name].append(f"placed on {places[other.name]}: {why} {other.name!r}")
 
+    parameters = {gradient: parameter for parameter, gradient in graph.gradients.items()}
     forwards: dict[int, Operator] = {}
     for operator in graph.operators:
         if operator.phase is Phase.FORWARD and operator.origin >= 0:
@@ -101,7 +103,8 @@ def _complete_places(planner: Planner, reasons: dict[str, list[str]]) -> dict[st
         if operator.phase is Phase.BACKWARD and operator.origin in forwards:
             put(operator, [forwards[operator.origin]], True, "it is the backward of")
         if operator.phase is Phase.UPDATE:
-            home = [reader for reader in graph.readers[operator.reads[0]] if reader.phase is not Phase.UPDATE]
+            parameter = parameters.get(operator.reads[0], operator.reads[0])
+            home = [reader for reader in graph.readers[parameter] if reader.phase is not Phase.UPDATE]
             put(operator, home[:1], True, "its parameter is first read by")
         put(operator, _writers(graph, operator), True, "it reads from")
     for operator in reversed(graph.operators):

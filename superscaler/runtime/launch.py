@@ -55,7 +55,8 @@ def _train(session: Session, batches: Batches, options: argparse.Namespace) -> N
         if step % options.log_every == 0 or step == options.steps:
             loss = float(losses[-1])
             seconds = (time.perf_counter() - since) / (step - last)
-            line = f"step {step}/{options.steps}  loss {loss:.4f}  {tokens / seconds:.0f} tokens/s"
+            norm = f"  grad norm {float(outputs['grad_norm']):.3f}" if "grad_norm" in outputs else ""
+            line = f"step {step}/{options.steps}  loss {loss:.4f}{norm}  {tokens / seconds:.0f} tokens/s"
             print(line, flush=True)  # noqa: T201
             since, last = time.perf_counter(), step
     if is_reporter and options.losses:

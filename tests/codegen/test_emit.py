@@ -24,7 +24,7 @@ STEPS = 3
 
 def small_gpt(**overrides):
     torch.manual_seed(0)
-    return gpt.build("tiny", layers=2, width=32, seq=16, vocab=64, **overrides).double()
+    return gpt.build("tiny", **{"layers": 2, "width": 32, "seq": 16, "vocab": 64, **overrides}).double()
 
 
 def small_inputs(batch):

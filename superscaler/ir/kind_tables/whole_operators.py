@@ -41,10 +41,6 @@ def _linear(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape])
     return f"*b k, n k{', +n' if len(reads) > 2 else ''} -> *b n"
 
 
-def _sgd(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
-    return f"{', '.join(['*p'] * (len(reads) - 1) + ['.'])} -> {', '.join(['*p'] * len(writes))}"
-
-
 WHOLE_OPERATORS = {
     "linear": Kind(_linear, "F.linear", flops_per_point=2),
     "linear_input_gradient": Kind("*b n, n k -> *b k", "ops.linear_input_gradient", flops_per_point=2),
@@ -59,6 +55,4 @@ WHOLE_OPERATORS = {
     "embedding_backward": Kind("*b d, *b -> vocab@ d", "ops.embedding_backward", starts={"vocab_start": "vocab"}, lengths={"num_rows": "vocab"}),
     "dropout": Kind("*b, . -> *b", "ops.dropout", boxed=True),
     "dropout_backward": Kind("*b, . -> *b", "ops.dropout_backward", boxed=True),
-    "adamw": Kind("*p, *p, *p, *p, . -> *p, *p, *p", "ops.adamw", ("", "exp_avg", "exp_avg_sq")),
-    "sgd": Kind(_sgd, "ops.sgd", ("", "momentum_buffer")),
 }  # fmt: skip

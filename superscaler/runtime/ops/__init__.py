@@ -1,5 +1,6 @@
 """Operators of generated programs where torch has no one function: pure, device-neutral, without autograd."""
 
+from superscaler.runtime.ops.adam import adam, adam_, adamw, adamw_
 from superscaler.runtime.ops.attention import attention, attention_backward, attention_mask_gradient
 from superscaler.runtime.ops.batch_norm import (
     batch_norm,
@@ -16,13 +17,24 @@ from superscaler.runtime.ops.convolution import (
 from superscaler.runtime.ops.cross_entropy import cross_entropy, cross_entropy_backward
 from superscaler.runtime.ops.dropout import dropout, dropout_backward
 from superscaler.runtime.ops.embedding import embedding, embedding_backward
+from superscaler.runtime.ops.gradient_norm import (
+    clip_coefficient,
+    gradient_norm,
+    squared_norm,
+    squared_norms,
+    total,
+)
 from superscaler.runtime.ops.group_norm import group_norm, group_norm_backward
 from superscaler.runtime.ops.layer_norm import layer_norm_backward
+from superscaler.runtime.ops.learning_rate import constant_rate, cosine_rate, linear_rate
 from superscaler.runtime.ops.linear import linear_bias_gradient, linear_input_gradient, linear_weight_gradient
-from superscaler.runtime.ops.optimizer import adamw, adamw_, sgd, sgd_
+from superscaler.runtime.ops.lion import lion, lion_
+from superscaler.runtime.ops.sgd import sgd, sgd_
 from superscaler.runtime.ops.shapes import as_strided, as_strided_scatter, repeat
 
 __all__ = [
+    "adam",
+    "adam_",
     "adamw",
     "adamw_",
     "as_strided",
@@ -35,22 +47,32 @@ __all__ = [
     "batch_norm_sums",
     "channel_squares",
     "channel_sums",
+    "clip_coefficient",
+    "constant_rate",
     "convolution",
     "convolution_input_gradient",
     "convolution_weight_gradient",
+    "cosine_rate",
     "cross_entropy",
     "cross_entropy_backward",
     "dropout",
     "dropout_backward",
     "embedding",
     "embedding_backward",
+    "gradient_norm",
     "group_norm",
     "group_norm_backward",
     "layer_norm_backward",
     "linear_bias_gradient",
     "linear_input_gradient",
+    "linear_rate",
     "linear_weight_gradient",
+    "lion",
+    "lion_",
     "repeat",
     "sgd",
     "sgd_",
+    "squared_norm",
+    "squared_norms",
+    "total",
 ]

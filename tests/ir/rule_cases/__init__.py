@@ -9,6 +9,7 @@ from tests.ir.rule_cases import (
     products,
     reductions,
     shapes,
+    updates,
     whole_operators,
 )
 
@@ -22,4 +23,5 @@ CASES = {
     **shapes.CASES,
     **indexing.CASES,
     **pointwise.CASES,
+    **updates.CASES,
 }

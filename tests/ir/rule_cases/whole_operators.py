@@ -3,7 +3,7 @@
 import torch
 
 from superscaler.runtime import ops
-from tests.ir.rule_cases.samples import case, derived, flags, index, positive, real
+from tests.ir.rule_cases.samples import case, derived, flags, index, real
 
 
 def attention(heads=3, mask=None, causal=False, key_heads=None):
@@ -61,11 +61,4 @@ CASES = {
     "embedding_backward": [case(real(3, 5, 4), index(7, 3, 5), num_rows=7)],
     "dropout": [case(real(3, 4, 5), torch.tensor(3), p=0.4, key=7)],
     "dropout_backward": [case(real(3, 4, 5), torch.tensor(3), p=0.4, key=7)],
-    "adamw": [
-        case(real(5, 4), real(5, 4), real(5, 4), positive(5, 4), torch.tensor(3), lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1)
-    ],
-    "sgd": [
-        case(real(5, 4), real(5, 4), torch.tensor(3), lr=0.1, momentum=0.0, weight_decay=0.1),
-        case(real(5, 4), real(5, 4), real(5, 4), torch.tensor(3), lr=0.1, momentum=0.9, weight_decay=0.0),
-    ],
 }  # fmt: skip

@@ -1,0 +1,141 @@
+"""What the updates of all optimizers share, around the rule of one: scaling, skipping, master weights, lists.
+
+An optimizer is a function ``rule(p, g, *states, step, *, lr, ...) -> (p, *states)`` (`superscaler.runtime.ops.adam`).
+`functional` makes of it the operator of one parameter, `in_place` what a program calls on lists. `step` counts from 1:
+the first update a parameter ever gets is step 1.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from superscaler.runtime.ops.learning_rate import Rate, learning_rate
+
+Rule = Callable[..., tuple[Tensor, ...]]
+_CHUNK_BYTES = 2**26
+"""Gradients that are scaled are copied this many at a time, so that copies of all never stand side by side."""
+
+
+def functional(rule: Rule) -> Callable[..., Any]:
+    """The operator ``update(p, g, *states, step, **options)``: the new parameter, then the new states.
+
+    Every update takes, beside the rule's own options:
+
+    * ``lr``: a number, or a schedule as `learning_rate` takes it;
+    * ``gradient_scale``: a number every element of the gradient is multiplied by;
+    * ``skip``: whether this step changes nothing;
+    * ``count``: the number of updates done with this one, where some were skipped;
+    * ``master_weights``: the last state is the parameter in another precision, which is what is updated.
+    """
+
+    @wraps(rule)
+    def update(
+        p: Tensor, g: Tensor, *states_and_step: Any, lr: Rate, gradient_scale: Tensor | None = None,
+        skip: Tensor | None = None, count: Tensor | None = None, master_weights: bool = False, **options: Any,
+    ) -> Any:  # fmt: skip
+        *states, step = states_and_step
+        old = [p, *states]
+        number = int(step if count is None else count)
+        if master_weights:
+            *states, master = states
+            p = p.to(master.dtype) if number == 1 else master
+        g = g.to(p.dtype)
+        if gradient_scale is not None:
+            g = g * gradient_scale
+        new = rule(p, g, *states, number, lr=learning_rate(lr, step), **options)
+        if master_weights:
+            new = (new[0].to(old[0].dtype), *new[1:], new[0])
+        if skip is not None:
+            new = tuple(torch.where(skip, before, after) for before, after in zip(old, new, strict=True))
+        return new if len(new) > 1 else new[0]
+
+    return update
+
+
+def in_place(rule: Rule) -> Callable[..., None]:
+    """``update_(ps, gs, *states, step, **options)`` over lists; overwrites parameters and states."""
+
+    def row_by_row(p: list, g: list, *states_step: Any, **options: Any) -> None:
+        *states, step = states_step
+        for row in zip(p, g, *states, strict=True):
+            new = rule(*row, step, **options)
+            for target, value in zip((row[0], *row[2:]), new, strict=True):
+                target.copy_(value)
+
+    return fused(row_by_row)
+
+
+def fused(kernel: Callable[..., None]) -> Callable[..., None]:
+    """As `in_place`, where a kernel of torch takes the lists: ``kernel(ps, gs, *states, step, **options)``."""
+
+    @wraps(kernel)
+    def update_(
+        ps: Sequence[Tensor], gs: Sequence[Tensor], *states_and_step: Any, lr: Rate,
+        gradient_scale: Tensor | None = None, skip: Tensor | None = None, count: Tensor | None = None,
+        master_weights: bool = False, **options: Any,
+    ) -> None:  # fmt: skip
+        *states, step = states_and_step
+        if skip is not None and bool(skip):
+            return
+        number, updated = int(step if count is None else count), ps
+        if master_weights:
+            *states, updated = states
+            if number == 1:
+                torch.ops.aten._foreach_copy_(updated, ps)
+        with _columns(updated, gs, *states) as groups:
+            for columns in groups.values():
+                for p, g, *rest in _scaled(columns, gradient_scale):
+                    kernel(p, g, *rest, number, lr=learning_rate(lr, step), **options)
+        if master_weights:
+            torch.ops.aten._foreach_copy_(ps, updated)
+
+    return update_
+
+
+def _scaled(columns: list[list[Tensor]], scale: Tensor | None) -> Iterator[list[list[Tensor]]]:
+    """The rows in chunks, with gradients multiplied by `scale`."""
+    if scale is None:
+        yield columns
+        return
+    start = size = 0
+    for row, g in enumerate(columns[1], 1):
+        size += g.nbytes
+        if size >= _CHUNK_BYTES or row == len(columns[1]):
+            p, gs, *states = (column[start:row] for column in columns)
+            yield [p, torch.ops.aten._foreach_mul.Tensor(gs, scale), *states]
+            start, size = row, 0
+
+
+@contextmanager
+def _columns(ps: Sequence[Tensor], gs: Sequence[Tensor], *states: Sequence[Tensor]) -> Iterator[dict]:
+    """The columns, one group per dtype of parameter, as the fused kernels want them.
+
+    The kernels walk memory, so all tensors of a row must lie alike: a gradient laid out otherwise is copied, and of
+    a row whose parameter lies otherwise than its states (a piece cut along an inner dim) all are, and written back.
+    """
+    groups: dict[torch.dtype, list[list[Tensor]]] = defaultdict(lambda: [[] for _ in range(2 + len(states))])
+    borrowed: list[tuple[Tensor, Tensor]] = []
+    for p, g, *state in zip(ps, gs, *states, strict=True):
+        row = [p, *state]
+        if any(tensor.stride() != p.stride() for tensor in state) or not _is_dense(p):
+            row = [tensor.contiguous() for tensor in row]
+            borrowed += [
+                (mine, work) for mine, work in zip((p, *state), row, strict=True) if mine is not work
+            ]
+        if g.dtype != p.dtype or g.stride() != row[0].stride():
+            g = torch.empty_like(row[0]).copy_(g)
+        for column, tensor in zip(groups[p.dtype], (row[0], g, *row[1:]), strict=True):
+            column.append(tensor)
+    yield groups
+    for mine, work in borrowed:
+        mine.copy_(work)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill a stretch of memory without holes, in any order of dims."""
+    return torch.ops.aten.is_non_overlapping_and_dense(tensor)
