@@ -52,7 +52,7 @@ def functional(rule: Rule) -> Callable[..., Any]:
             new = (new[0].to(old[0].dtype), *new[1:], new[0])
         if skip is not None:
             new = tuple(torch.where(skip, before, after) for before, after in zip(old, new, strict=True))
-        return new if len(new) > 1 else new[0]
+        return new[0] if len(new) == 1 else new
 
     return update
 
