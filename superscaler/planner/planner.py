@@ -17,7 +17,7 @@ from superscaler.planner.cluster import Cluster
 from superscaler.planner.order import Order
 from superscaler.planner.placement import letters_of
 from superscaler.planner.schedules import Schedule, ScheduleMaker, Task
-from superscaler.planner.selection import AxisSelection, Selection, select, split
+from superscaler.planner.selection import AxisSelection, Selection, select, split, split_layers
 
 Devices = Mesh | Sequence[int]
 
@@ -64,8 +64,12 @@ class Planner:
         return select(self.graph, self.axes, pattern, phase, self.speaker)
 
     def split(self, pattern: str, count: int) -> tuple[Selection, ...]:
-        """The modules matching `pattern` as `count` runs: the stages of a pipeline."""
+        """The modules matching `pattern` as `count` runs of nearly equal work."""
         return split(self.graph, self.axes, pattern, count, self.speaker)
+
+    def split_layers(self, count: int) -> tuple[Selection, ...]:
+        """All layers of the model as `count` runs of nearly equal work: the stages of a pipeline."""
+        return split_layers(self.graph, self.axes, count, self.speaker)
 
     def everything(self) -> Selection:
         """All operators."""

@@ -10,7 +10,7 @@ from math import prod
 
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axis
-from superscaler.ir.graph import Graph, Operator, Phase
+from superscaler.ir.graph import Operator, Phase
 from superscaler.ir.kinds import KINDS
 from superscaler.ir.mesh import Mesh
 from superscaler.planner.micro_batches import batch_axes
@@ -120,35 +120,18 @@ def _words(options: PlanOptions) -> Iterator[tuple[str, PlanScript]]:
 
 
 def pipeline(p: Planner, stages: int, **axes: int) -> None:
-    """Place runs of layers on groups of devices, each an array with the given mesh axes."""
+    """Place runs of layers of nearly equal work on groups of devices, each an array with the given axes.
+
+    Raises:
+        PlanError: The model has no numbered modules, or fewer than stages.
+    """
     axes = {name: size for name, size in axes.items() if size > 1}
     groups = p.cluster.groups(stages)
     if stages == 1:
         p.assign(p.everything(), p.mesh(groups[0], **axes))
         return
-    for layers, devices in zip(p.split(layer_pattern(p.graph), stages), groups, strict=True):
+    for layers, devices in zip(p.split_layers(stages), groups, strict=True):
         p.assign(layers, p.mesh(devices, **axes))
-
-
-def layer_pattern(graph: Graph) -> str:
-    """The module pattern of the model's longest list of layers, such as ``h.*``.
-
-    Raises:
-        PlanError: The model has no numbered modules.
-    """
-    lists: dict[str, set[str]] = {}
-    for operator in graph.operators:
-        parts = operator.module.split(".")
-        for i, part in enumerate(parts):
-            if part.isdecimal():
-                lists.setdefault(".".join([*parts[:i], "*"]), set()).add(part)
-                break
-    if not lists:
-        raise PlanError(
-            f"the model {graph.name!r} has no numbered modules (a ModuleList) to make stages of",
-            remedy="write a plan script that assigns modules to devices with p.assign",
-        )
-    return max(lists, key=lambda pattern: len(lists[pattern]))
 
 
 def data_parallel(p: Planner, over: str = "dp") -> None:

@@ -1,7 +1,7 @@
 """Selection: some operators of the graph, by module path and phase; what a plan script names things with."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -9,6 +9,7 @@ from superscaler.errors import PlanError
 from superscaler.ir.axes import Axes, Axis
 from superscaler.ir.graph import Graph, Operator, Phase
 from superscaler.ir.source_line import user_line
+from superscaler.planner.layers import even_runs, layers, module_work
 
 
 @dataclass(frozen=True)
@@ -127,25 +128,49 @@ def _matches(operator: Operator, pattern: str) -> bool:
 
 
 def split(graph: Graph, axes: Axes, pattern: str, count: int, said_by: str = "") -> tuple[Selection, ...]:
-    """The modules matching `pattern`, in order of use, as `count` runs of (nearly) equal number.
+    """The modules matching `pattern`, in order of use, as `count` runs of nearly equal work.
 
     Raises:
         PlanError: Nothing matches, or there are fewer modules than parts.
     """
     depth = pattern.count(".") + 1
-    modules = dict.fromkeys(
-        ".".join(operator.module.split(".")[:depth])
-        for operator in select(graph, axes, pattern, said_by=said_by)
-    )
-    names = [name for name in modules if name and fnmatchcase(name, pattern)]
-    if not 1 <= count <= len(names):
+    select(graph, axes, pattern, said_by=said_by)
+    work: dict[str, float] = {}
+    for path, amount in module_work(graph, axes).items():
+        name = ".".join(path.split(".")[:depth])
+        if name and fnmatchcase(name, pattern):
+            work[name] = work.get(name, 0.0) + amount
+    return _runs(graph, axes, work, count, f"modules that match {pattern!r}", said_by)
+
+
+def split_layers(graph: Graph, axes: Axes, count: int, said_by: str = "") -> tuple[Selection, ...]:
+    """All layers of a model, in order of use, as `count` runs of nearly equal work.
+
+    Raises:
+        PlanError: The model has no numbered modules, or fewer than parts.
+    """
+    work = layers(graph, axes, count) if count > 0 else {}
+    if count > 0 and not work:
         raise PlanError(
-            f"the {len(names)} modules that match {pattern!r} cannot make {count} parts",
+            f"the model {graph.name!r} has no numbered modules (a ModuleList) to make stages of",
             where=said_by,
-            remedy=f"ask for 1 to {len(names)} parts",
+            remedy="write a plan script that assigns modules to devices with p.assign",
         )
-    runs = [names[len(names) * i // count : len(names) * (i + 1) // count] for i in range(count)]
-    return tuple(_union(graph, axes, run) for run in runs)
+    return _runs(graph, axes, work, count, f"layers of {graph.name!r}", said_by)
+
+
+def _runs(
+    graph: Graph, axes: Axes, work: Mapping[str, float], count: int, what: str, said_by: str
+) -> tuple[Selection, ...]:
+    if not 1 <= count <= len(work):
+        raise PlanError(
+            f"the {len(work)} {what} cannot make {count} parts",
+            where=said_by,
+            remedy=f"ask for 1 to {len(work)} parts",
+        )
+    names = list(work)
+    runs = even_runs(list(work.values()), count)
+    return tuple(_union(graph, axes, names[start:stop]) for start, stop in runs)
 
 
 def _union(graph: Graph, axes: Axes, modules: Iterable[str]) -> Selection:

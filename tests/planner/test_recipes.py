@@ -12,7 +12,7 @@ from superscaler.ir.tensor import Role
 from superscaler.ir.trace import trace
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.planner import Planner
-from superscaler.planner.recipes import PlanOptions, layer_pattern, parse_plan, tensor_parallel_axes
+from superscaler.planner.recipes import PlanOptions, parse_plan, tensor_parallel_axes
 from tests.planner.samples import gpt_graph, mlp_graph, plan_of
 
 
@@ -60,23 +60,6 @@ def test_tensor_parallelism_cuts_heads_hidden_columns_and_vocabulary_and_not_the
 
 def test_tensor_parallelism_of_a_perceptron_cuts_its_hidden_columns():
     assert [axis.name for axis in tensor_parallel_axes(Planner(mlp_graph(), Cluster.local(2)))] == ["up.out"]
-
-
-def test_layers_are_the_longest_list():
-    assert layer_pattern(gpt_graph()) == "h.*"
-
-    class TwoLists(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
-            self.second = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(4, 4) for _ in range(3))})
-
-        def forward(self, x):
-            for layer in [*self.first, *self.second["layers"]]:
-                x = layer(x)
-            return x.sum()
-
-    assert layer_pattern(trace(TwoLists(), {"x": torch.zeros(4, 4)}, optimizer=SGD())) == "second.layers.*"
 
 
 @pytest.mark.parametrize("text", ["dp=1", "tp=1", "pp=1", "dp=1,tp=1,pp=1,micro_batches=1,zero=0"])
