@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from superscaler.compiler import compile, plan
+    from superscaler.ir.declare import rule
     from superscaler.ir.deferred import deferred_init
     from superscaler.ir.learning_rates import Constant, Cosine, Linear
     from superscaler.ir.optimizers import SGD, Adam, AdamW, Lion
@@ -37,6 +38,7 @@ __all__ = [
     "compile",
     "deferred_init",
     "plan",
+    "rule",
     "schedules",
     "trace",
 ]
@@ -55,6 +57,7 @@ _HOMES = {
     "compile": "superscaler.compiler",
     "deferred_init": "superscaler.ir.deferred",
     "plan": "superscaler.compiler",
+    "rule": "superscaler.ir.declare",
     "trace": "superscaler.ir.trace",
 }
 

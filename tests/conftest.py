@@ -17,6 +17,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _rules_found_are_kept_apart(tmp_path_factory: pytest.TempPathFactory):
+    """Rules found by tests are neither those of the user's cache nor go there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUPERSCALER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the files under tests/golden anew")
 

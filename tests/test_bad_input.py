@@ -199,14 +199,30 @@ def test_control_flow_that_depends_on_data():
 
 
 def test_an_operator_without_a_rule():
-    class Ranked(nn.Module):
-        def forward(self, x):
-            return torch.cummax(x, 0).values
+    library = torch.library.Library("badinput", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    torch.library.register_fake("badinput::twice", torch.empty_like, lib=library)
 
-    what, where, remedy = told(TraceError, trace, Ranked(), {"x": torch.zeros(4, 4)})
-    assert "of a kind without a rule: aten.cummax" in what
+    class Twice(nn.Module):
+        def forward(self, x):
+            return torch.ops.badinput.twice(x)
+
+    what, where, remedy = told(TraceError, trace, Twice(), {"x": torch.zeros(4, 4)})
+    assert "of a kind without a rule, badinput.twice" in what
+    assert "cannot be run on this machine" in what
     assert re.fullmatch(HERE, where)
-    assert "declare_rule" in remedy
+    assert '@ss.rule("b s d -> b s d")' in remedy
+
+
+def test_an_operator_that_draws_random_numbers():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return x + torch.rand_like(x)
+
+    what, where, remedy = told(TraceError, trace, Noisy(), {"x": torch.zeros(4, 4)})
+    assert "'rand_like' of kind aten.rand_like gives other results for the same values" in what
+    assert re.fullmatch(HERE, where)
+    assert "F.dropout" in remedy
 
 
 def test_two_axes_of_an_operator_cut_over_one_mesh_axis(graph):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from superscaler.codegen.emit import emit
+from superscaler.codegen.operator_files import operator_sources
 from superscaler.codegen.plan_file import FORMAT, describe_build, entry_name
 from superscaler.codegen.program import Program
 from superscaler.errors import BuildError
@@ -60,6 +61,7 @@ def _write_files(plan: Plan, programs: Sequence[Program], folder: Path, referenc
     sources = {f"stage{program.stage}.py": emit(plan, program) for program in programs}
     entry = entry_name(plan)
     sources[entry] = _entry(plan, entry)
+    sources |= operator_sources(plan.graph)
     for name, text in sources.items():
         (folder / name).write_text(text, encoding="utf-8")
     (folder / PAGE).write_text(format_plan(plan) + "\n", encoding="utf-8")

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from superscaler.codegen.emit_phases import Emitted, Phases, emit_phases
 from superscaler.codegen.emit_update import emit_update
 from superscaler.codegen.name_tables import NameTables
+from superscaler.codegen.operator_files import defined_by
 from superscaler.codegen.plan_file import entry_name
-from superscaler.codegen.program import Exchange, Program, Send
+from superscaler.codegen.program import Compute, Exchange, Program, Send
 from superscaler.codegen.source_lines import INDENT, WIDTH, statement
 from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase
@@ -37,18 +38,28 @@ def emit(plan: Plan, program: Program) -> str:
         parts.insert(0, _ACCUMULATE)
     constants = [*tables.lines, *_schedule_table(stage)]
     body = "\n\n".join(parts)
-    head = _docstring(stage) + "\n" + _imports(body)
+    head = _docstring(stage) + "\n" + _imports(body, _definitions(stage))
     if constants:
         head += "\n" + "\n".join(constants) + "\n"
     return f"{head}\n\n{body}"
 
 
-def _imports(body: str) -> str:
+def _definitions(stage: Stage) -> list[str]:
+    """A line per operator of the user's that the program calls: where it is defined."""
+    kinds = {i.kind for body in stage.bodies.values() for i in body if isinstance(i, Compute)}
+    table = defined_by(stage.graph)
+    return [f'define("{kind}", by="{table[kind]}", beside=__file__)' for kind in sorted(kinds & table.keys())]
+
+
+def _imports(body: str, definitions: Sequence[str]) -> str:
     lines = ["import torch"]
     if re.search(r"\bF\.\w", body):
         lines.append("import torch.nn.functional as F")
-    if re.search(r"\bops\.\w", body):
-        lines += ["", "from superscaler.runtime import ops"]
+    own = ["from superscaler.runtime import ops"] if re.search(r"(?<!torch\.)\bops\.\w", body) else []
+    if definitions:
+        own.append("from superscaler.runtime.custom_operators import define")
+    lines += ["", *own] if own else []
+    lines += ["", *definitions] if definitions else []
     return "\n".join(lines) + "\n"
 
 

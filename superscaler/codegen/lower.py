@@ -26,7 +26,7 @@ from superscaler.codegen.program import (
 )
 from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Operator, Phase, Ref
-from superscaler.ir.kinds import KINDS
+from superscaler.ir.kinds import row_of
 from superscaler.ir.layout import Extent, Layout
 from superscaler.planner import materialize as events
 from superscaler.planner.materialize import PHASES, MaterializedGraph
@@ -125,7 +125,7 @@ class _Lowering:
         return Compute(operator.name, operator.kind, event.reads, writes, arguments, keywords)
 
     def _local_arguments(self, operator: Operator) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
-        kind = KINDS[operator.kind]
+        kind = row_of(operator)
         arguments, keywords = list(operator.arguments), dict(operator.keywords)
         placed = self.materialized.placed
         if kind.shape_argument is not None:

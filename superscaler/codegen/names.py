@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Graph, Operator, Phase
+from superscaler.ir.import_fx import plain_name
 from superscaler.ir.kinds import output_labels
 from superscaler.ir.tensor import Role
 
@@ -27,15 +28,6 @@ _OPERAND_OF = {
     "linear_bias_gradient": ("linear", 2), "embedding_backward": ("embedding", 0), "aten.neg": ("aten.sub.Tensor", 1),
 }  # fmt: skip
 """Backward kind -> the forward kind and the operand its result is the gradient of."""
-
-
-def short_kind(kind: str) -> str:
-    """The operator's plain name.
-
-    >>> short_kind("aten.add.Tensor"), short_kind("aten._softmax")
-    ('add', 'softmax')
-    """
-    return kind.removeprefix("aten.").partition(".")[0].strip("_")
 
 
 def identifier(text: str) -> str:
@@ -77,7 +69,7 @@ def _forward_names(graph: Graph, axes: Axes, operator: Operator, names: Mapping[
     first = operator.reads[0] if operator.reads else ""
     if operator.kind in VIEWS or operator.kind == "dropout":
         return {operator.writes[0]: names[first]}
-    module, kind = leaf(operator.module), short_kind(operator.kind)
+    module, kind = leaf(operator.module), plain_name(operator.kind)
     kind = _PLAIN.get(kind, kind)
     if operator.kind == "aten.add.Tensor" and not module:
         base = "x"
@@ -117,7 +109,7 @@ def _gradient_names(
                 graph, alike[0], graph.tensors[name].shape, index if label else position, bool(label)
             )
         result[name] = (
-            f"d_{names[operand]}" if operand else identifier(f"d_{short_kind(operator.kind)}_{label}")
+            f"d_{names[operand]}" if operand else identifier(f"d_{plain_name(operator.kind)}_{label}")
         )
     return result
 

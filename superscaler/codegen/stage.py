@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from superscaler.codegen.names import identifier, name_tensors, short_kind
+from superscaler.codegen.names import identifier, name_tensors
 from superscaler.codegen.program import (
     Free,
     Instruction,
@@ -17,6 +17,7 @@ from superscaler.codegen.program import (
 )
 from superscaler.codegen.sizes import Cut, name_cuts
 from superscaler.ir.graph import Graph, Operator, Phase
+from superscaler.ir.import_fx import plain_name
 from superscaler.ir.tensor import DTYPE_BYTES, Role
 from superscaler.planner.plan import Plan
 
@@ -112,7 +113,7 @@ class Stage:
                 if name not in keys and len(read) == 1:
                     (parameter,) = read
                     if self.graph.tensors[name].shape == self.graph.tensors[parameter].shape:
-                        keys[name] = f"{parameter}/{short_kind(operator.kind)}"
+                        keys[name] = f"{parameter}/{plain_name(operator.kind)}"
         return keys
 
     def value(self, name: str) -> LocalValue:

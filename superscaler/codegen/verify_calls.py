@@ -7,7 +7,7 @@ from typing import Any
 from superscaler.codegen.lower import fine_shape, local_shape
 from superscaler.codegen.program import Offset
 from superscaler.ir.graph import Operator, Phase
-from superscaler.ir.kinds import KINDS, is_linear
+from superscaler.ir.kinds import is_linear, row_of
 from superscaler.ir.layout import Extent, Layout, even_pieces
 from superscaler.ir.mesh import TIME
 from superscaler.ir.rules import Rule, Term
@@ -84,7 +84,7 @@ def _wide(placement: Placement, names: Any) -> list[str]:
 
 def expected_call(placed: PlacedGraph, operator: Operator) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """The arguments and keywords with which a device must call an operator on its piece."""
-    kind, placement, axes = KINDS[operator.kind], placed.placements[operator.name], placed.axes
+    kind, placement, axes = row_of(operator), placed.placements[operator.name], placed.axes
     arguments, keywords = list(operator.arguments), dict(operator.keywords)
     written, name = placed.writes(operator)[0], operator.writes[0]
     if kind.shape_argument is not None:

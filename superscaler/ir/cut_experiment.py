@@ -22,7 +22,7 @@ import torch
 from superscaler.ir.graph import Operator, Ref
 from superscaler.ir.interpret import call_operator, run_operator
 from superscaler.ir.kinds import KINDS, Kind, bind_row, output_labels
-from superscaler.ir.rules import Term
+from superscaler.ir.rules import Rule, Term
 
 REDUCERS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sum": lambda stacked: stacked.sum(0, dtype=stacked.dtype),
@@ -53,31 +53,36 @@ class CutExperiment:
         values: list[torch.Tensor] = []
         refs = _as_refs(arguments, values)
         bare = Operator("call", kind, (), (), refs, tuple(keywords.items()))
-        self._set(*named_call(bare, values), KINDS[kind])
+        operator, results = _named(bare, values)
+        shapes = [[tuple(value.shape) for value in side] for side in (values, results)]
+        self._set(operator, values, results, KINDS[kind], *bind_row(KINDS[kind], operator, *shapes))
 
     @classmethod
-    def of(
+    def under(
         cls,
         operator: Operator,
         values: Sequence[torch.Tensor],
         results: Sequence[torch.Tensor],
         row: Kind,
+        rule: Rule,
+        sizes: Mapping[str, int],
     ) -> "CutExperiment":
-        """The experiment on a call of a graph that has run once, under a supposed row.
-
-        Raises:
-            RuleMismatch: The rule does not fit the shapes.
-        """
+        """The experiment on a call that has run, under a rule that is only supposed."""
         experiment = cls.__new__(cls)
-        experiment._set(operator, values, results, row)
+        experiment._set(operator, values, results, row, rule, sizes)
         return experiment
 
     def _set(
-        self, operator: Operator, values: Sequence[torch.Tensor], results: Sequence[torch.Tensor], row: Kind
+        self,
+        operator: Operator,
+        values: Sequence[torch.Tensor],
+        results: Sequence[torch.Tensor],
+        row: Kind,
+        rule: Rule,
+        sizes: Mapping[str, int],
     ) -> None:
         self.operator, self.values, self.results, self.row = operator, values, results, row
-        shapes = [[tuple(value.shape) for value in side] for side in (values, results)]
-        self.rule, self.sizes = bind_row(row, operator, *shapes)
+        self.rule, self.sizes = rule, sizes
 
     def run(self, reads: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The results for other values of what it reads."""
@@ -89,12 +94,25 @@ class CutExperiment:
 
     def in_pieces(self, letter: str, pieces: Sequence[int]) -> list[torch.Tensor]:
         """The results put together again after `letter` is cut into pieces of these sizes."""
-        assert sum(pieces) == self.sizes[letter]
-        parts = [self._piece(letter, sum(pieces[:i]), sum(pieces[: i + 1])) for i in range(len(pieces))]
+        parts = self.pieces(letter, pieces)
         return [
-            self._join(term, letter, [part[i] for part in parts], whole)
-            for i, (term, whole) in enumerate(zip(self.rule.writes, self.results, strict=True))
+            self.join(number, letter, [part[number] for part in parts], term.reducer)
+            for number, term in enumerate(self.rule.writes)
         ]
+
+    def pieces(self, letter: str, pieces: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
+        """The results of each piece, after `letter` is cut into pieces of these sizes."""
+        assert sum(pieces) == self.sizes[letter]
+        return [self._piece(letter, sum(pieces[:i]), sum(pieces[: i + 1])) for i in range(len(pieces))]
+
+    def join(self, number: int, letter: str, parts: Sequence[torch.Tensor], reducer: str) -> torch.Tensor:
+        """Result `number` put together again: along the letter, or combined by `reducer` where it lacks it."""
+        term = self.rule.writes[number]
+        if letter not in term.letters:
+            return REDUCERS[reducer](torch.stack(tuple(parts)))
+        others = prod(self.sizes[name] for name in term.letters if name != letter)
+        fine = [_fine(part, term, {**self.sizes, letter: part.numel() // others}) for part in parts]
+        return torch.cat(fine, term.letters.index(letter)).reshape(self.results[number].shape)
 
     def _piece(self, letter: str, start: int, stop: int) -> tuple[torch.Tensor, ...]:
         local = {**self.sizes, letter: stop - start}
@@ -130,25 +148,14 @@ class CutExperiment:
         # As a rank holds it: torch's layer_norm_backward misreads statistics that are a strided view.
         return fine.reshape(_shape(term, {**self.sizes, letter: stop - start})).contiguous()
 
-    def _join(
-        self, term: Term, letter: str, parts: Sequence[torch.Tensor], whole: torch.Tensor
-    ) -> torch.Tensor:
-        if letter not in term.letters:
-            return REDUCERS[term.reducer](torch.stack(tuple(parts)))
-        others = prod(self.sizes[name] for name in term.letters if name != letter)
-        fine = [_fine(part, term, {**self.sizes, letter: part.numel() // others}) for part in parts]
-        return torch.cat(fine, term.letters.index(letter)).reshape(whole.shape)
 
-
-def named_call(
-    bare: Operator, values: Sequence[torch.Tensor]
-) -> tuple[Operator, Sequence[torch.Tensor], tuple[torch.Tensor, ...]]:
-    """A call that names no tensors yet, with names for what it reads and writes; the values, and its results."""
+def _named(bare: Operator, values: Sequence[torch.Tensor]) -> tuple[Operator, tuple[torch.Tensor, ...]]:
+    """A call that names no tensors yet, with names for what it reads and writes; and its results."""
     results = call_operator(bare, values)
     reads = tuple(f"read{i}" for i in range(len(values)))
     labels = output_labels(bare.kind, len(results))
     writes = tuple(f"write{i}.{label}" for i, label in enumerate(labels))
-    return replace(bare, reads=reads, writes=writes), values, results
+    return replace(bare, reads=reads, writes=writes), results
 
 
 def _as_refs(value: Any, values: list[torch.Tensor]) -> Any:

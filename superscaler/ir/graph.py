@@ -46,6 +46,10 @@ class Operator:
     """The user's line, ``models/gpt.py:42``."""
     origin: int = -1
     """Number of the user's call; a forward operator and the backward operators it gave rise to share it."""
+    rule: str = ""
+    """Its own rule, found or declared; empty: that of its kind's row."""
+    shape_argument: int | None = None
+    """With a rule of its own: position of the argument that is the shape of the (local) result."""
 
     def keyword(self, name: str, default: Any = None) -> Any:
         """One keyword argument."""

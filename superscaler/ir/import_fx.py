@@ -336,10 +336,20 @@ class _Importer:
         return value
 
     def _unique(self, prefix: str, kind: str) -> str:
-        short = kind.removeprefix("aten.").split(".")[0].strip("_")
+        short = plain_name(kind)
         base = prefix + short
         self.used[base] += 1
         return base if self.used[base] == 1 else f"{base}_{self.used[base]}"
+
+
+def plain_name(kind: str) -> str:
+    """The operator's own name, without the library's and the overload's.
+
+    >>> plain_name("aten.add.Tensor"), plain_name("aten._softmax"), plain_name("mylib.scale"), plain_name("linear")
+    ('add', 'softmax', 'scale', 'linear')
+    """
+    parts = kind.split(".")
+    return parts[1 if len(parts) > 1 else 0].strip("_")
 
 
 def kind_of(target: Any) -> str:

@@ -29,3 +29,5 @@ class Kind:
     """Whether the call is jointly linear in all it reads: summands in, summands out."""
     flops_per_point: float = 1.0
     """Arithmetic per point of the letters' product (2 for a matrix product)."""
+    declared: bool = False
+    """Whether a user declared the rule: it is believed once an experiment has shown that it is true."""

@@ -3,7 +3,9 @@
 To add an operator, add a row to the table of its family in `superscaler.ir.kind_tables`.
 """
 
+import re
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 from superscaler.errors import TraceError
@@ -31,6 +33,7 @@ __all__ = [
     "is_linear",
     "output_labels",
     "resolve",
+    "row_of",
     "rule_of",
 ]
 
@@ -54,23 +57,45 @@ def rule_of(operator: Operator, graph: Graph) -> tuple[Rule, dict[str, int]]:
     Raises:
         TraceError: The kind has no row, or its rule does not fit the call.
     """
-    if operator.kind not in KINDS:
-        raise TraceError(
-            f"the operator {operator.name!r} is of a kind without a rule: {operator.kind}",
-            where=operator.source,
-            remedy="add a row for it to a table in superscaler/ir/kind_tables, or declare one: "
-            f'declare_rule("{operator.kind}", "b s d -> b s d")',
-        )
     reads = [graph.tensors[name].shape for name in operator.reads]
     writes = [graph.tensors[name].shape for name in operator.writes]
     try:
-        return bind_row(KINDS[operator.kind], operator, reads, writes)
+        return bind_row(row_of(operator), operator, reads, writes)
     except RuleMismatch as mismatch:
         raise TraceError(
             f"the rule of {operator.kind} does not fit the operator {operator.name!r}: {mismatch}",
             where=operator.source,
-            remedy="its rule in superscaler/ir/kind_tables must name each dim of each tensor",
+            remedy="its rule (in superscaler/ir/kind_tables, or declared by ss.rule) must name each dim of each tensor",
         ) from None
+
+
+def row_of(operator: Operator) -> Kind:
+    """What is known of an operator: its own rule, if it was found or declared for it, else the row of its kind.
+
+    Raises:
+        TraceError: There is neither.
+    """
+    if operator.rule:
+        return Kind(
+            operator.rule, shape_argument=operator.shape_argument, flops_per_point=_flops(operator.rule)
+        )
+    if operator.kind not in KINDS:
+        raise TraceError(
+            f"the operator {operator.name!r} is of a kind without a rule: {operator.kind}",
+            where=operator.source,
+            remedy="trace the model anew, which finds rules by experiment, or declare one before: "
+            f'ss.rule("b s d -> b s d")("{operator.kind}")',
+        )
+    return KINDS[operator.kind]
+
+
+def _flops(rule: str) -> float:
+    """A multiplication and an addition where two tensors meet in a contracted letter."""
+    left, _, right = rule.partition("->")
+    letters = [set(re.findall(r"[a-z]\w*", term)) for term in left.split(",")]
+    written = set(re.findall(r"[a-z]\w*", right))
+    meet = {letter for one, other in combinations(letters, 2) for letter in one & other}
+    return 2.0 if meet - written else 1.0
 
 
 def bind_row(
@@ -90,16 +115,16 @@ def is_linear(operator: Operator) -> bool:
 
     ``x + 1`` is of a linear kind and is not linear: every summand would get its own 1.
     """
-    if operator.kind not in KINDS or not KINDS[operator.kind].linear:
+    if not row_of(operator).linear:
         return False
     if operator.kind in ("aten.add.Tensor", "aten.sub.Tensor"):
         return all(isinstance(argument, Ref) for argument in operator.arguments[:2])
     return True
 
 
-def declare_rule(kind: str, rule: str, call: str = "") -> None:
+def declare_rule(kind: str, rule: str, call: str = "", shape_argument: int | None = None) -> None:
     """Add a row for an operator of one's own: ``declare_rule("mylib.scale", "b s d, d -> b s d")``."""
-    KINDS[kind] = Kind(rule, call)
+    KINDS[kind] = Kind(rule, call, shape_argument=shape_argument, declared=True)
 
 
 def output_labels(kind: str, count: int) -> tuple[str, ...]:

@@ -8,7 +8,8 @@
     gradient up.weight = up/linear_weight_gradient
     update up.weight = up.weight/new
 
-An operator's name stands in brackets where it is not that of the first tensor it writes.
+An operator's name stands in brackets where it is not that of the first tensor it writes. One with a rule of its own
+has it behind its arguments: ``mylib.scale(x, w) by "a b, b -> a b"``; ``shape 1``: the shape is argument 1.
 """
 
 import json
@@ -106,6 +107,10 @@ def _format_operator(graph: Graph, operator: Operator) -> str:
     line = f"{operator.phase} {title}{', '.join(writes)} = {operator.kind}({', '.join(arguments)})"
     if not _in_order_of_mention(operator):
         line += f" reading {', '.join(map(_name, operator.reads))}"
+    if operator.rule:
+        line += f" by {json.dumps(operator.rule)}"
+    if operator.shape_argument is not None:
+        line += f" shape {operator.shape_argument}"
     if (operator.module, operator.source, operator.origin) == ("", "", -1):
         return line
     return f"{line}  # {operator.module or '-'} {operator.source or '-'} call {operator.origin}"
@@ -295,6 +300,8 @@ class _Builder:
             mentioned, reads = reads, reader.listed(reader.name, "")
             arguments = map_refs(arguments, lambda ref: Ref(reads.index(mentioned[ref.index])))
             keywords = map_refs(keywords, lambda ref: Ref(reads.index(mentioned[ref.index])))
+        rule = json.loads(reader.take()) if reader.accept("by") else ""
+        shape_argument = int(reader.take()) if reader.accept("shape") else None
         note = re.fullmatch(r"#\s*(\S+) (.*) call (-?\d+)", reader.rest() or "# - - call -1")
         if not note:
             raise _Unreadable("expected `# MODULE LINE call NUMBER` at its end")
@@ -311,6 +318,8 @@ class _Builder:
                 module,
                 source,
                 int(origin),
+                rule,
+                shape_argument,
             )
         )
 

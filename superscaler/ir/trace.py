@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from superscaler.errors import TraceError
 from superscaler.ir import deferred
 from superscaler.ir.functional import without_mutations
+from superscaler.ir.give_rules import give_rules
 from superscaler.ir.graph import Graph
 from superscaler.ir.import_fx import import_fx, kind_of
 from superscaler.ir.optimizers import Optimizer
@@ -90,6 +91,7 @@ def trace(
         initialisers={key: tuple(tuple(step) for step in steps) for key, steps in initialisers.items()},
         saved_as={**_saved_as(model, stored), **dict.fromkeys(graph.values, ())},
     )
+    graph = give_rules(graph)
     verify_graph(graph)
     return graph
 

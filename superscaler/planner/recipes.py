@@ -11,7 +11,7 @@ from math import prod
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axis
 from superscaler.ir.graph import Operator, Phase
-from superscaler.ir.kinds import KINDS
+from superscaler.ir.kinds import row_of
 from superscaler.ir.mesh import Mesh
 from superscaler.planner.micro_batches import batch_axes
 from superscaler.planner.placement import letters_of
@@ -168,7 +168,7 @@ def tensor_parallel(p: Planner, over: str = "tp") -> None:
 def tensor_parallel_axes(p: Planner) -> list[Axis]:
     """Axes of matrix products' weights that all operators they run through can cut, one per operator."""
     batch = set(batch_axes(p.graph, p.axes))
-    products = [operator for operator in p.graph.operators if KINDS[operator.kind].flops_per_point == 2]
+    products = [operator for operator in p.graph.operators if row_of(operator).flops_per_point == 2]
     weights = {tensor.name for tensor in p.graph.stored()}
     candidates = dict.fromkeys(
         axis

@@ -59,7 +59,7 @@ def test_a_fault_is_shown(fault):
 SHAPES = {
     "an operator without a rule": (
         ("aten.relu(linear)", "mylib.act(linear)"),
-        r"(?s)mylib\.act.*model\.py:8.*declare_rule",
+        r"(?s)mylib\.act.*model\.py:8.*ss\.rule",
     ),
     "too few tensors": (
         ("linear(x, w, None)", "linear(x, None, None)"),
