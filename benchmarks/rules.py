@@ -25,7 +25,7 @@ from superscaler.ir.sample_call import CallShape, NotRepeatable, NotRunnable
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.ir.test_rules_by_cutting import CASES
+from tests.ir.rule_cases import CASES
 
 GOAL = 0.95
 Cut = tuple[frozenset[tuple[str, int, int, int]], int, tuple[str, ...]]
@@ -75,8 +75,8 @@ def main() -> None:
 def samples(kind: str) -> Iterator[CutExperiment]:
     """Sample calls of a kind."""
     torch.manual_seed(0)
-    for make in CASES[kind]:
-        yield make()
+    for case in CASES[kind]:
+        yield case.call(kind)
 
 
 def told_letters(call: CutExperiment) -> set[str]:

@@ -163,6 +163,7 @@ class _Search:
         self.experiments = 0
         self.suppositions = 0
         self.letters: list[Letter] = []
+        self.whole: list[Letter] = []  # what could be a letter and may not be cut
         self.apart: dict[tuple[Place, Place, int], bool] = {}
         self.samples = self._draw(draws)
 
@@ -185,15 +186,34 @@ class _Search:
         for letter in self._contracted_letters():
             self._try(letter)
         while True:
+            for whole in ([], self._shared()):
+                text = self._text(whole, call)
+                if text is not None:
+                    return RuleText(text, self.row.shape_argument)
+            if not self.letters:
+                return None
+            self.letters.pop()
+
+    def _text(self, whole: Sequence[Letter], call: CallShape) -> str | None:
+        """The rule of the letters found, and of `whole` ones; None where the sizes of its letters are not clear."""
+        try:
+            rule, sizes = make_rule(self.letters, *self.shapes, whole=whole)
+            text = rule_text(rule, sizes, *self.shapes)
+            bind(text, call.reads, call.writes)
+        except RuleMismatch:
+            return None
+        return text
+
+    def _shared(self) -> list[Letter]:
+        """Fixed letters of several tensors: they tell the sizes of the parts of a dim (the groups of channels)."""
+        shared: list[Letter] = []
+        for letter in self.whole:
             try:
-                rule, sizes = make_rule(self.letters, *self.shapes)
-                text = rule_text(rule, sizes, *self.shapes)
-                bind(text, call.reads, call.writes)
-                return RuleText(text, self.row.shape_argument)
+                make_rule(self.letters, *self.shapes, whole=[*shared, letter])
             except RuleMismatch:
-                if not self.letters:
-                    return None
-                self.letters.pop()
+                continue
+            shared.append(letter)
+        return shared
 
     # what could be a letter
 
@@ -232,7 +252,7 @@ class _Search:
         ]  # fmt: skip
         if not any(linked) and self.row.shape_argument is None and not any(idle):
             return
-        options = [linked[read] or [None, *idle[read]] for read in reads]
+        options = [linked[read] or [*idle[read], None] for read in reads]
         for chosen in product(*options):
             parts = tuple(p for p in chosen if p is not None)
             for others in product(
@@ -252,7 +272,8 @@ class _Search:
             if reads and not self._is_taken("writes", place, size)
             and all(seen.is_linked(r, written, place, size) or not seen.changes(r, written) for r in reads)
         ]  # fmt: skip
-        return [*fitting, None]
+        is_there = any(seen.is_linked(r, written, place, size) for r in reads for place in fitting)
+        return [*fitting] if is_there else [*fitting, None]
 
     def _contracted_letters(self) -> Iterator[Letter]:
         """Letters of no result: dims read of one size that do not interact across places, most of them first."""
@@ -300,11 +321,14 @@ class _Search:
         if self.suppositions >= _MOST_SUPPOSITIONS:
             return
         self.suppositions += 1
+        is_one = False
         if self.steps.enter():
-            self._test(letter)
-            self.steps.leave()
+            is_one = self._test(letter)
+            self.steps.leave(is_one)
+        if not is_one and letter.reads and letter.writes:
+            self.whole.append(letter)
 
-    def _test(self, letter: Letter) -> None:
+    def _test(self, letter: Letter) -> bool:
         for complete in self._completed(letter):
             try:
                 make_rule([*self.letters, complete], *self.shapes)
@@ -313,7 +337,8 @@ class _Search:
             rule, sizes = make_rule([complete], *self.shapes)
             if self._stands(rule, sizes, "l0"):
                 self.letters.append(complete)
-                return
+                return True
+        return False
 
     def _completed(self, letter: Letter) -> Iterator[Letter]:
         """The letter with a reducer for every result that lacks it, as one cut shows; none if it is wrong."""
@@ -376,7 +401,7 @@ class _Search:
         if not self.steps.enter():
             return False
         held = self._stands(rule, sizes, letter)
-        self.steps.leave()
+        self.steps.leave(held)
         return held
 
     def _stands(self, rule: Rule, sizes: dict[str, int], letter: str) -> bool:

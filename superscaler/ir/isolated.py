@@ -12,13 +12,15 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 _SECONDS = 300.0
 _MOST_CRASHES = 50
+_SUCCEEDED, _FAILED = 0, (1 << 32) - 1
 
 
 class Crashed(Exception):
@@ -26,7 +28,7 @@ class Crashed(Exception):
 
 
 class Steps:
-    """The steps of one piece of work, numbered as they come; those that crashed before are to be left out."""
+    """The steps of one piece of work, numbered as they come; those that crashed or failed before are left out."""
 
     def __init__(self, left_out: frozenset[int] = frozenset(), pipe: int | None = None) -> None:
         self.left_out = left_out
@@ -41,13 +43,13 @@ class Steps:
         self._report(self.number)
         return True
 
-    def leave(self) -> None:
-        """End the step."""
-        self._report(0)
+    def leave(self, succeeded: bool) -> None:
+        """End the step; one that did not succeed is as good as left out, if the work has to begin again."""
+        self._report(_SUCCEEDED if succeeded else _FAILED)
 
     def _report(self, number: int) -> None:
         if self.pipe is not None:
-            os.write(self.pipe, number.to_bytes(4, "little"))
+            os.write(self.pipe, number.to_bytes(4, sys.byteorder))
 
 
 def isolated(work: Callable[[Steps], Any]) -> Any:
@@ -60,20 +62,21 @@ def isolated(work: Callable[[Steps], Any]) -> Any:
         return work(Steps())
     left_out: frozenset[int] = frozenset()
     for _ in range(_MOST_CRASHES):
-        last, answer = _in_child(work, left_out)
+        reports, answer = _in_child(work, left_out)
         if answer is not None:
             value, error = answer
             if error is not None:
                 raise error
             return value
-        if not last:
+        if not reports or reports[-1] in (_SUCCEEDED, _FAILED):
             break
-        left_out |= {last}
+        failed = {number for number, end in pairwise(reports) if end == _FAILED}
+        left_out |= failed | {reports[-1]}
     raise Crashed("it crashes the process it runs in, or does not end")
 
 
-def _in_child(work: Callable[[Steps], Any], left_out: frozenset[int]) -> tuple[int, Any]:
-    """The last step begun and not ended, and the answer if there is one."""
+def _in_child(work: Callable[[Steps], Any], left_out: frozenset[int]) -> tuple[Sequence[int], Any]:
+    """Each step begun and how it ended, and the answer if there is one."""
     steps, steps_in = os.pipe()
     answer, answer_in = os.pipe()
     sys.stdout.flush()
@@ -87,11 +90,11 @@ def _in_child(work: Callable[[Steps], Any], left_out: frozenset[int]) -> tuple[i
     os.close(answer_in)
     said = _read(child, (steps, answer))
     os.waitpid(child, 0)
-    last = int.from_bytes(said[steps][-4:], "little")
+    reports = memoryview(said[steps]).cast("I").tolist()
     try:
-        return last, pickle.loads(said[answer])
+        return reports, pickle.loads(said[answer])
     except (EOFError, pickle.UnpicklingError):
-        return last, None
+        return reports, None
 
 
 def _read(child: int, pipes: tuple[int, int]) -> dict[int, bytes]:

@@ -39,22 +39,22 @@ class RuleText:
 
 
 def make_rule(
-    letters: Sequence[Letter], reads: Sequence[Shape], writes: Sequence[Shape]
+    letters: Sequence[Letter], reads: Sequence[Shape], writes: Sequence[Shape], whole: Sequence[Letter] = ()
 ) -> tuple[Rule, dict[str, int]]:
-    """The rule of these letters, with all else fixed, and the size of each letter.
+    """The rule of these letters, with all else fixed (also the letters `whole`), and the size of each letter.
 
     Raises:
         RuleMismatch: Two letters cross in a dim, or ask for different reducers or additive tensors.
     """
     named: dict[tuple[str, int, int], list[tuple[int, int, str]]] = {}
     sizes: dict[str, int] = {}
-    for number, letter in enumerate(letters):
+    for number, letter in enumerate((*letters, *whole)):
         sizes[f"l{number}"] = letter.size
         for side, places in (("r", letter.reads), ("w", letter.writes)):
             for place in places:
                 entry = (place.stride, letter.size, f"l{number}")
                 named.setdefault((side, place.tensor, place.dim), []).append(entry)
-    fixed: dict[str, int] = {}
+    fixed = {f"l{number}": sizes[f"l{number}"] for number in range(len(letters), len(letters) + len(whole))}
 
     def dims(side: str, tensor: int, shape: Shape) -> tuple[tuple[str, ...], ...]:
         return tuple(
