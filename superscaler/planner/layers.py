@@ -6,7 +6,7 @@ from math import prod
 
 from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Graph, Operator, Phase
-from superscaler.ir.kinds import KINDS
+from superscaler.ir.kinds import row_of
 
 NEARLY_ALL = 0.9
 """Which part of a module's work its numbered modules do, if it is but a list of them."""
@@ -102,4 +102,4 @@ def _work(axes: Axes, operator: Operator) -> float:
     points = sum(
         prod(axis.size for letter in step for axis in letters[letter]) for step in steps or [held | written]
     )
-    return KINDS[operator.kind].flops_per_point * points
+    return row_of(operator).flops_per_point * points
