@@ -4,7 +4,7 @@ A kind is rediscovered if, for each sample call, every cut its row allows is a c
 results combined alike. What is found beyond the row is no fault: each cut was proved by running it. Left out are
 letters whose pieces must be told where they start or how long they are (`starts`, `lengths`, `boxed`): an operator
 without a row has no keywords for that. The samples of a kind are those that prove its row (tests/ir); --quick takes
-every third kind.
+every fifth kind.
 """
 
 import sys
@@ -37,7 +37,7 @@ def main() -> None:
     quick = parse_arguments(__doc__ or "").quick
     missed, kinds, told, experiments, proofs, more = [], 0, [], 0, 0, 0
     began = perf_counter()
-    for kind in list(CASES)[:: 3 if quick else 1]:
+    for kind in list(CASES)[:: 5 if quick else 1]:
         calls = list(samples(kind))
         wanted = [cuts(call.rule, call.sizes, told_letters(call)) for call in calls]
         if not any(wanted) and any(told_letters(call) for call in calls):
