@@ -244,9 +244,10 @@ class _Search:
             [p for p in seen.places(written, place, size, read) if not self._is_taken("reads", p, size)]
             for read in reads
         ]
+        whole = self.shapes[1][written][place.dim]
         idle = [
             [p for p in places(read, self.shapes[0][read], size)
-             if not linked[read] and p.stride == 1 and self.shapes[0][read][p.dim] == size
+             if not linked[read] and self.shapes[0][read][p.dim] in (size, whole) and p.stride in (1, place.stride)
              and not seen.changes(p, written) and not self._is_taken("reads", p, size)]
             for read in reads
         ]  # fmt: skip
