@@ -131,6 +131,8 @@ class _Writer:
         where = f"`{block.pattern}`"
         what = "Forward of" if block.phase is Phase.FORWARD else "Backward of"
         ending = "; also returns what its backward reads" if saved else ""
+        if block.phase is Phase.BACKWARD and any(map(self.stage.is_again, call.instructions)):
+            ending += ", which runs its forward again"
         docstring = f"{what} {where}{ending}."
         lines = function.source(parameters, docstring, ", ".join(results))
         return Emitted(block.name, tuple(parameters), tuple(lines), frozenset(function.needs)), function

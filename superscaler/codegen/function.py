@@ -142,8 +142,13 @@ class Function:
         """
         self._last = {name: i for i, item in enumerate(items) for name in reads(item)}
         self._last.update(dict.fromkeys(outputs, len(items)))
+        is_again = False
         for position, item in enumerate(items):
             self._here = position
+            if isinstance(item, Instruction) and is_again != self.stage.is_again(item):
+                is_again = not is_again
+                note = "forward again: its results were not stored" if is_again else "backward"
+                self.lines.append(f"{INDENT * self.indent}# {note}")
             following = next((i for i in items[position + 1 :] if not isinstance(i, Keep)), None)
             if isinstance(item, Instruction):
                 self.write(item, following)

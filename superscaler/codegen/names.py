@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 
 from superscaler.ir.axes import Axes
-from superscaler.ir.graph import Graph, Operator, Phase
+from superscaler.ir.graph import AGAIN, Graph, Operator, Phase
 from superscaler.ir.import_fx import plain_name
 from superscaler.ir.kinds import output_labels
 from superscaler.ir.tensor import Role
@@ -53,7 +53,9 @@ def name_tensors(graph: Graph, axes: Axes) -> dict[str, str]:
         names[tensor.name] = identifier("_".join(tensor.name.split(".")[-2:]))
     forward: dict[int, list[Operator]] = {}
     for operator in graph.operators:
-        if operator.phase is not Phase.BACKWARD:
+        if operator.is_again:
+            names.update({name: names[name.removesuffix(AGAIN)] for name in operator.writes})
+        elif operator.phase is not Phase.BACKWARD:
             forward.setdefault(operator.origin, []).append(operator)
             names.update(_forward_names(graph, axes, operator, names))
         else:

@@ -16,7 +16,7 @@ from superscaler.codegen.program import (
     writes_of,
 )
 from superscaler.codegen.sizes import Cut, name_cuts
-from superscaler.ir.graph import Graph, Operator, Phase
+from superscaler.ir.graph import AGAIN, Graph, Operator, Phase
 from superscaler.ir.import_fx import plain_name
 from superscaler.ir.tensor import DTYPE_BYTES, Role
 from superscaler.planner.plan import Plan
@@ -101,7 +101,7 @@ class Stage:
             if operator.phase is Phase.FORWARD:
                 forward.setdefault(operator.origin, []).append(operator)
         for operator in self.graph.operators:
-            if operator.phase is not Phase.BACKWARD or operator.origin < 0:
+            if operator.phase is not Phase.BACKWARD or operator.origin < 0 or operator.is_again:
                 continue
             read = {
                 name
@@ -119,6 +119,14 @@ class Stage:
     def value(self, name: str) -> LocalValue:
         """What the program knows of a value."""
         return self.program.values[name]
+
+    def is_again(self, instruction: Instruction) -> bool:
+        """Whether an instruction repeats one of the forward, in the backward."""
+        return any(
+            self.value(name).tensor.endswith(AGAIN)
+            for name in writes_of(instruction)
+            if name in self.program.values
+        )
 
     def hint(self, name: str) -> str:
         """A short name for a value."""

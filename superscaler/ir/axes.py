@@ -122,7 +122,9 @@ def find_axes(graph: Graph) -> Axes:
     rules: dict[str, Rule] = {}
     for operator in graph.operators:
         rule, sizes = rule_of(operator, graph)
-        own = {letter: [atoms.new(size)] if size > 1 else [] for letter, size in sizes.items()}
+        own = letters.get(operator.original) or {
+            letter: [atoms.new(size)] if size > 1 else [] for letter, size in sizes.items()
+        }
         rules[operator.name], letters[operator.name] = rule, own
         unlinked: set[str] = set()
         for tensor, term in zip(operator.reads + operator.writes, rule.reads + rule.writes, strict=True):

@@ -9,6 +9,10 @@ from typing import Any
 from superscaler.errors import PlanError
 from superscaler.ir.tensor import Role, Tensor
 
+AGAIN = "/again"
+"""Suffix of an operator that computes in the backward what the one without it computed in the forward, and of
+what it writes: both are cut and placed alike."""
+
 
 class Phase(StrEnum):
     """Which part of a training step an operator belongs to."""
@@ -50,6 +54,16 @@ class Operator:
     """Its own rule, found or declared; empty: that of its kind's row."""
     shape_argument: int | None = None
     """With a rule of its own: position of the argument that is the shape of the (local) result."""
+
+    @property
+    def original(self) -> str:
+        """The name of the operator this one repeats; its own where it repeats none."""
+        return self.name.removesuffix(AGAIN)
+
+    @property
+    def is_again(self) -> bool:
+        """Whether this operator repeats one of the forward, in the backward."""
+        return self.name.endswith(AGAIN)
 
     def keyword(self, name: str, default: Any = None) -> Any:
         """One keyword argument."""

@@ -100,6 +100,9 @@ def _complete_places(planner: Planner, reasons: dict[str, list[str]]) -> dict[st
     for operator in forward:
         put(operator, _writers(graph, operator), True, "it reads from")
     for operator in graph.operators:
+        if operator.is_again:
+            places[operator.name] = places[operator.original]
+            reasons[operator.name] = [f"placed on {places[operator.name]}: it repeats {operator.original!r}"]
         if operator.phase is Phase.BACKWARD and operator.origin in forwards:
             put(operator, [forwards[operator.origin]], True, "it is the backward of")
         if operator.phase is Phase.UPDATE:
@@ -145,7 +148,8 @@ def _cuts_by_operator(planner: Planner) -> dict[str, list[Cut]]:
     table: dict[str, list[Cut]] = {operator.name: [] for operator in planner.graph.operators}
     for cut in planner.cuts:
         for name in carries.get(cut.axis.index, ()):
-            if cut.operators is None or name in cut.operators:
+            original = planner.graph.by_name[name].original
+            if cut.operators is None or original in cut.operators:
                 table[name].append(cut)
     return table
 

@@ -12,6 +12,7 @@ from superscaler.planner.materialize import MaterializedGraph, Transfer, materia
 from superscaler.planner.micro_batches import compute_sums_beforehand
 from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.planner import Planner
+from superscaler.planner.recompute import recompute
 from superscaler.planner.schedules import Schedule, gpipe, order_tasks
 
 PlanScript = Callable[[Planner], None]
@@ -79,13 +80,16 @@ class Plan:
 def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> Plan:
     """Run a plan script and derive everything that follows from it.
 
-    A script that asks for micro-batches runs a second time, on the graph that computes beforehand what sums
-    over the whole batch.
+    A script that asks for blocks to be computed again runs a second time, on the graph that does so; one that
+    asks for micro-batches does, on the graph that computes beforehand what sums over the whole batch.
 
     Raises:
         PlanError: The script asks for something that cannot be, or leaves an operator without a place.
     """
     planner = _decisions(graph, cluster, script)
+    if planner.repeated:
+        graph = recompute(graph, [dict.fromkeys(block) for block in planner.repeated])
+        planner = _decisions(graph, cluster, script)
     maker = planner.schedule or gpipe(1)
     micro_batches = maker(1, graph.is_training).micro_batches
     if micro_batches > 1:

@@ -10,12 +10,13 @@ from math import prod
 
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axes, Axis, find_axes
-from superscaler.ir.graph import Graph, Operator
+from superscaler.ir.graph import AGAIN, Graph, Operator, Phase
 from superscaler.ir.mesh import TIME, Mesh
 from superscaler.ir.source_line import user_line
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.order import Order
 from superscaler.planner.placement import letters_of
+from superscaler.planner.recompute import operators_to_repeat
 from superscaler.planner.schedules import Schedule, ScheduleMaker, Task
 from superscaler.planner.selection import AxisSelection, Selection, select, split, split_layers
 
@@ -51,6 +52,8 @@ class Planner:
     """Who chose the schedule: a line of the script, or a word of a plan string."""
     task_orders: list[Order[Task]] = field(default_factory=list)
     operator_orders: list[Order[str]] = field(default_factory=list)
+    repeated: list[tuple[str, ...]] = field(default_factory=list)
+    """Per block to recompute, its forward operators."""
     said_by: str = ""
     """Who speaks, where it is not a line of the user's: a word of a plan string."""
 
@@ -233,6 +236,35 @@ class Planner:
                 where=line,
                 remedy=f"give positive sizes that add up to {axis.size}",
             )
+
+    # what the backward does not find stored
+
+    def recompute(self, what: Selection) -> None:
+        """Run the forward of a block again in its backward, and store only what enters and leaves it.
+
+        Each call makes one block: one per layer, mostly. Its communication runs again too, where its result
+        is needed.
+
+        Raises:
+            PlanError: The block stores nothing that could be computed again, or overlaps another.
+        """
+        block = tuple(operator.name for operator in what if operator.phase is Phase.FORWARD)
+        taken = {name for other in self.repeated for name in other}
+        if taken & set(block):
+            raise PlanError(
+                f"{what.description} overlaps another block that is computed again: {min(taken & set(block))!r}",
+                where=self.speaker,
+                remedy="give every operator to one block at most",
+            )
+        if not any(name + AGAIN in self.graph.by_name for name in block) and not operators_to_repeat(
+            self.graph, dict.fromkeys(block)
+        ):
+            raise PlanError(
+                f"{what.description} stores nothing for a backward that could be computed again",
+                where=self.speaker,
+                remedy="choose whole layers of a model that is trained",
+            )
+        self.repeated.append(block)
 
     def order(
         self,

@@ -16,6 +16,7 @@ from superscaler.ir.mesh import Mesh
 from superscaler.planner.micro_batches import batch_axes
 from superscaler.planner.placement import letters_of
 from superscaler.planner.planner import Cut, Planner
+from superscaler.planner.recompute import operators_to_repeat
 from superscaler.planner.schedules import NAMED
 from superscaler.planner.selection import Selection
 
@@ -31,6 +32,7 @@ class PlanOptions:
     pp: int = 1
     zero: int = 0
     sp: bool = False
+    recompute: bool = False
     schedule: str = ""
     micro_batches: int = 1
 
@@ -51,8 +53,8 @@ def parse_plan(text: str) -> PlanOptions:
         key, equals, value = word.partition("=")
         if key in values:
             raise PlanError(f"the plan {text!r} says {key} twice", remedy="keep one of them")
-        if key == "sp" and not equals:
-            values["sp"] = True
+        if key in ("sp", "recompute") and not equals:
+            values[key] = True
         elif key == "schedule" and value in NAMED:
             values["schedule"] = value
         elif key in ("dp", "tp", "pp", "zero", "micro_batches") and value.isdecimal():
@@ -60,7 +62,7 @@ def parse_plan(text: str) -> PlanOptions:
         elif word != "none":
             raise PlanError(
                 f"the plan {text!r} has a word that means nothing: {word!r}",
-                remedy="words are dp=N, tp=N, pp=N, zero=1, sp, micro_batches=N, "
+                remedy="words are dp=N, tp=N, pp=N, zero=1, sp, recompute, micro_batches=N, "
                 f"schedule={'|'.join(NAMED)}, or none",
             )
     options = PlanOptions(**values)  # type: ignore[arg-type]
@@ -115,6 +117,8 @@ def _words(options: PlanOptions) -> Iterator[tuple[str, PlanScript]]:
         yield "sp", sequence_parallel
     if options.zero:
         yield f"zero={options.zero}", optimizer_sharding
+    if options.recompute:
+        yield "recompute", recompute_layers
     name = options.schedule or ("1f1b" if options.pp > 1 else "gpipe")
     yield f"schedule={name}", lambda p: p.order(NAMED[name](options.micro_batches))
 
@@ -220,6 +224,45 @@ def sequence_parallel(p: Planner, over: str = "tp") -> None:
             for letter in letters_of(p.axes, operator, axis)[:1]:
                 if p.axes.letters[operator.name][letter][0] == axis:
                     p.trans(operator, over, letter=letter)
+
+
+def recompute_layers(p: Planner) -> None:
+    """Run each layer's forward again in its backward, so that of a layer only its input is stored.
+
+    A layer is a numbered module that lies in no other. The price is about a third more arithmetic
+    (Chen et al., arXiv 1604.06174).
+
+    Raises:
+        PlanError: The model has no layers that store anything.
+    """
+    layers: dict[str, list[Operator]] = {}
+    for operator in p.graph.operators:
+        if operator.phase is Phase.FORWARD and (path := layer_path(operator.module)):
+            layers.setdefault(path, []).append(operator)
+    blocks = [
+        Selection(p.graph, p.axes, tuple(operators), f"layer {path}")
+        for path, operators in layers.items()
+        if operators_to_repeat(p.graph, dict.fromkeys(operator.name for operator in operators))
+    ]
+    if not blocks and not any(operator.is_again for operator in p.graph.operators):
+        raise PlanError(
+            f"the model {p.graph.name!r} has no layers that store anything for a backward",
+            where=p.speaker,
+            remedy="train it, or choose blocks in a plan script with p.recompute(selection)",
+        )
+    for block in blocks:
+        p.recompute(block)
+
+
+def layer_path(module: str) -> str:
+    """The path up to its first number; empty where there is none.
+
+    >>> layer_path("h.3.attn"), layer_path("ln_f")
+    ('h.3', '')
+    """
+    parts = module.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
+    return ".".join(parts[: numbers[0] + 1]) if numbers else ""
 
 
 def optimizer_sharding(p: Planner, over: str = "dp") -> None:
