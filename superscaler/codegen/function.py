@@ -421,8 +421,6 @@ class Function:
 
     def source(self, parameters: Sequence[str], docstring: str, result: str = "") -> list[str]:
         """The function as lines: the parameters it uses, in this order, then its variables and statements."""
-        if self.sizes.used_axes:
-            self.use("rt")
         head = f"def {self.name}({', '.join(parameters)}):"
         lines = statement(head, indent=0)
         lines.append(f'{INDENT}"""{docstring}"""')

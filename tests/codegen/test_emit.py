@@ -117,7 +117,12 @@ def test_the_program_of_a_four_layer_gpt_is_short_and_has_each_block_once(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "script", ["examples/tensor_parallel.py:tensor_parallel", "examples/mixed_layers.py:mixed_layers"]
+    "script",
+    [
+        "examples/tensor_parallel.py:tensor_parallel",
+        "examples/mixed_layers.py:mixed_layers",
+        "examples/recompute.py:all_but_the_last_layer",
+    ],
 )
 def test_example_scripts_are_short_verified_and_equal_to_eager(script):
     from superscaler.ir.trace import trace
