@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from superscaler.errors import TraceError
 from superscaler.ir import deferred
+from superscaler.ir.checkpointing import unrolled_checkpoints
 from superscaler.ir.functional import without_mutations
 from superscaler.ir.give_rules import give_rules
 from superscaler.ir.graph import Graph
@@ -166,7 +167,7 @@ def _capture(
         return [target, *gradients]
 
     try:
-        with torch.enable_grad() if trainable else torch.no_grad():
+        with unrolled_checkpoints(), torch.enable_grad() if trainable else torch.no_grad():
             captured = make_fx(joint, tracing_mode="fake", _allow_non_fake_inputs=True)(
                 stored_fakes, leaf_fakes, step
             )
