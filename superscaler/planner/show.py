@@ -37,6 +37,9 @@ def _stage(plan: Plan, number: int) -> str:
     here = [operator for operator in plan.graph.operators if placed.placements[operator.name].mesh == mesh]
     counts = Counter(placed.phases[operator.name] for operator in here)
     phases = [f"{counts[phase]} {name}" for phase, name in _PHASE_NAMES.items() if counts[phase]]
+    again = sum(operator.is_again for operator in here)
+    if again:
+        phases.append(f"{again} of the backward repeat the forward")
     modules = dict.fromkeys(operator.module for operator in here if operator.module)
     lines = [
         f"stage {number}: devices {mesh}",

@@ -12,6 +12,7 @@ from superscaler.ir.trace import trace
 from superscaler.ir.verify import verify_graph
 from superscaler.planner.recipes import layer_path
 from superscaler.planner.recompute import operators_to_repeat, recompute
+from superscaler.planner.show import format_plan
 from tests.codegen.plans import planned, tiny_gpt
 
 
@@ -116,3 +117,9 @@ def test_blocks_that_overlap_or_store_nothing_are_refused():
     model, inputs, _ = tiny_gpt()
     with pytest.raises(PlanError, match="no layers that store anything"):
         planned(trace(model, inputs), "recompute")
+
+
+def test_the_plan_says_how_much_runs_again():
+    plan = planned(tiny_gpt()[2], "recompute")
+    count = sum(operator.is_again for operator in plan.graph.operators)
+    assert f"{count} of the backward repeat the forward" in format_plan(plan)
