@@ -54,7 +54,8 @@ def name_tensors(graph: Graph, axes: Axes) -> dict[str, str]:
     forward: dict[int, list[Operator]] = {}
     for operator in graph.operators:
         if operator.is_again:
-            names.update({name: names[name.removesuffix(AGAIN)] for name in operator.writes})
+            originals = {name: name.removesuffix(AGAIN) for name in operator.writes}
+            names.update({name: names[first] for name, first in originals.items() if first in names})
         elif operator.phase is not Phase.BACKWARD:
             forward.setdefault(operator.origin, []).append(operator)
             names.update(_forward_names(graph, axes, operator, names))

@@ -100,7 +100,7 @@ def _complete_places(planner: Planner, reasons: dict[str, list[str]]) -> dict[st
     for operator in forward:
         put(operator, _writers(graph, operator), True, "it reads from")
     for operator in graph.operators:
-        if operator.is_again:
+        if operator.is_again and operator.original in places:
             places[operator.name] = places[operator.original]
             reasons[operator.name] = [f"placed on {places[operator.name]}: it repeats {operator.original!r}"]
         if operator.phase is Phase.BACKWARD and operator.origin in forwards:

@@ -77,6 +77,36 @@ def test_the_virtual_cluster_agrees_with_eager():
     assert plan.compare_with_eager(model, inputs).largest < 1e-11
 
 
+class Sine(torch.autograd.Function):
+    """Its forward computes what the backward alone reads."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(torch.cos(x))
+        return torch.sin(x)
+
+    @staticmethod
+    def backward(ctx, d_y):
+        return d_y * ctx.saved_tensors[0]
+
+
+def test_what_the_backward_alone_reads_moves_there(tmp_path):
+    class Layer(torch.nn.Linear):
+        def forward(self, x):
+            return x + Sine.apply(super().forward(x))
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Layer(4, 4), Layer(4, 4)).double()
+    inputs = (torch.randn(8, 4, dtype=torch.float64),)
+    plan = compiler.compile(
+        model, inputs, cluster=Cluster.local(2), plan="dp=2,recompute", optimizer=OPTIMIZER,
+        loss=lambda y: y.square().mean(), save=tmp_path / "b",
+    )  # fmt: skip
+    cosines = [operator for operator in plan.graph.operators if operator.kind == "aten.cos"]
+    assert [operator.is_again for operator in cosines] == [True, True]
+    assert plan.compare_with_eager(model, inputs, loss=lambda y: y.square().mean()).largest < 1e-12
+
+
 def test_the_source_says_where_the_forward_runs_again(tmp_path):
     compiler.compile(
         gpt.build("tiny"), gpt.example_inputs("tiny"), cluster=Cluster.local(2), plan="tp=2,recompute",

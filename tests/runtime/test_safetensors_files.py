@@ -62,3 +62,10 @@ def test_a_stream_reads_back(tmp_path):
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], x) for name, x in tensors.items())
     assert TensorFiles(tmp_path / "x.safetensors").metadata == {"step": "4"}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"metadata": {}}'])
+def test_a_damaged_index_is_named(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(BuildError, match=r"model\.safetensors\.index\.json is no index of tensors"):
+        TensorFiles(tmp_path)
