@@ -13,6 +13,7 @@ from superscaler.ir.axes import Axis
 from superscaler.ir.graph import Operator, Phase
 from superscaler.ir.kinds import row_of
 from superscaler.ir.mesh import Mesh
+from superscaler.planner.layers import layers as find_layers
 from superscaler.planner.micro_batches import batch_axes
 from superscaler.planner.placement import letters_of
 from superscaler.planner.planner import Cut, Planner
@@ -229,40 +230,36 @@ def sequence_parallel(p: Planner, over: str = "tp") -> None:
 def recompute_layers(p: Planner) -> None:
     """Run each layer's forward again in its backward, so that of a layer only its input is stored.
 
-    A layer is a numbered module that lies in no other. The price is about a third more arithmetic
+    The layers are those stages are made of, as small as may be. The price is about a third more arithmetic
     (Chen et al., arXiv 1604.06174).
 
     Raises:
         PlanError: The model has no layers that store anything.
     """
-    layers: dict[str, list[Operator]] = {}
+    if any(operator.is_again for operator in p.graph.operators):
+        return  # the script runs a second time, on the graph that has the copies
+    blocks: dict[str, list[Operator]] = {
+        name: [] for name in find_layers(p.graph, p.axes, len(p.graph.operators))
+    }
     for operator in p.graph.operators:
-        if operator.phase is Phase.FORWARD and (path := layer_path(operator.module)):
-            layers.setdefault(path, []).append(operator)
-    blocks = [
-        Selection(p.graph, p.axes, tuple(operators), f"layer {path}")
-        for path, operators in layers.items()
+        parts = operator.module.split(".")
+        paths = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+        for path in paths:
+            if path in blocks and operator.phase is Phase.FORWARD:
+                blocks[path].append(operator)
+    storing = [
+        Selection(p.graph, p.axes, tuple(operators), f"layer {name}")
+        for name, operators in blocks.items()
         if operators_to_repeat(p.graph, dict.fromkeys(operator.name for operator in operators))
     ]
-    if not blocks and not any(operator.is_again for operator in p.graph.operators):
+    if not storing:
         raise PlanError(
             f"the model {p.graph.name!r} has no layers that store anything for a backward",
             where=p.speaker,
             remedy="train it, or choose blocks in a plan script with p.recompute(selection)",
         )
-    for block in blocks:
+    for block in storing:
         p.recompute(block)
-
-
-def layer_path(module: str) -> str:
-    """The path up to its first number; empty where there is none.
-
-    >>> layer_path("h.3.attn"), layer_path("ln_f")
-    ('h.3', '')
-    """
-    parts = module.split(".")
-    numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
-    return ".".join(parts[: numbers[0] + 1]) if numbers else ""
 
 
 def optimizer_sharding(p: Planner, over: str = "dp") -> None:
