@@ -46,7 +46,10 @@ _SPREAD = {"reshape", "aten.permute", "aten.expand"}
 """Methods whose list argument is written as separate arguments."""
 _NO_STOP = 2**63 - 1
 """What torch calls the end of a slice that has none."""
-_FACTORIES = {"full", "aten.arange", "aten.arange.start", "aten.arange.start_step"}
+_FACTORIES = {
+    "full", "aten.arange", "aten.arange.start", "aten.arange.start_step", "aten.eye", "aten.eye.m", "aten.linspace",
+    "aten.tril_indices", "aten.triu_indices",
+}  # fmt: skip
 
 
 def call(

@@ -7,7 +7,7 @@ when the sum is cut.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from superscaler.errors import TraceError
 from superscaler.ir.graph import Graph, Operator, Phase, Ref, drop_unread
+from superscaler.ir.kind_tables.losses import CLASS_LOSSES, MEAN, REDUCTION_AT, SUM
 from superscaler.ir.kinds import output_labels
 from superscaler.ir.provenance import note_of
 from superscaler.ir.tensor import Role, Tensor
@@ -29,12 +30,13 @@ _ALIASES = {
     "aten.contiguous",
 }
 _RESHAPES = {
-    "aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_copy",
+    "aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.reshape", "aten._reshape_copy",
     "aten.unsqueeze", "aten.squeeze", "aten.squeeze.dim", "aten.squeeze.dims",
 }  # fmt: skip
 _CONSTANTS = {
     "aten.zeros": 0, "aten.ones": 1, "aten.full": None,
     "aten.zeros_like": 0, "aten.ones_like": 1, "aten.full_like": None,
+    "aten.empty.memory_format": 0, "aten.empty_like": 0, "aten.new_empty": 0,
     "aten.new_zeros": 0, "aten.new_ones": 1, "aten.new_full": None, "aten.scalar_tensor": None,
 }  # fmt: skip
 """Tensors of one number, and the number (None: the last argument): no other tensor's values matter."""
@@ -151,6 +153,23 @@ _GROUP_NORMS: dict[str, Callable[..., Any]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """Stands among arguments for a tensor that no node stands for."""
+
+    name: str
+
+
+def _divided(value: Any, divisor: Any) -> tuple[str, tuple[Any, ...]]:
+    """The kind and the arguments of a division by a number or a tensor."""
+    return "aten.div.Scalar" if isinstance(divisor, float) else "aten.div.Tensor", (value, divisor)
+
+
+def _reduction(loss: Node, kind: str) -> Any:
+    at = REDUCTION_AT[kind]
+    return loss.args[at] if len(loss.args) > at else loss.kwargs.get("reduction", MEAN)
+
+
 class _Importer:
     """The translation so far: FX node -> tensor name(s)."""
 
@@ -200,6 +219,9 @@ class _Importer:
             return
         if kind == "aten.convolution_backward":
             self._convolution_backward(node)
+            return
+        if kind in REDUCTION_AT and _reduction(node, kind) == MEAN:
+            self._mean_loss(node, kind)
             return
         if kind == "aten.cat" and len(_with_elements(node)) == 1:
             self.names[node] = self.names[_with_elements(node)[0]]
@@ -263,6 +285,27 @@ class _Importer:
         count = prod(shape[dim] for dim in dims)
         self._operator(node, "aten.div.Scalar", (node, float(count)), {}, node.meta["val"])
 
+    def _mean_loss(self, node: Node, kind: str) -> None:
+        """A loss that is a mean is a sum and a division; its gradient is that of a sum, from a divided gradient."""
+        at, arguments = REDUCTION_AT[kind], list(node.args)
+        arguments[at:] = [*[None] * (at - len(arguments)), SUM, *arguments[at + 1 :]]
+        keywords = {key: value for key, value in node.kwargs.items() if key != "reduction"}
+        is_backward, is_class = kind.endswith("_backward"), kind in CLASS_LOSSES
+        losses = [source.meta["val"].shape for source in arguments[is_backward : 2 + is_backward]]  # type: ignore[union-attr]
+        count = float(prod(torch.broadcast_shapes(*losses))) if not is_class else None
+        if is_backward:
+            divisor = arguments[-1] if is_class else count
+            self._operator(node, *_divided(arguments[0], divisor), {}, arguments[0].meta["val"])  # type: ignore[union-attr]
+            self._operator(node, kind, (node, *arguments[1:]), keywords, node.meta["val"])
+            return
+        self._operator(node, kind, arguments, keywords, node.meta["val"])
+        if not is_class:
+            self._operator(node, *_divided(node, count), {}, node.meta["val"])
+            return
+        total, weight = self.names[node]
+        self._operator(node, *_divided(_Named(total), _Named(weight)), {}, node.meta["val"][0])
+        self.names[node] = [self.names[node], weight]
+
     def _convolution_backward(self, node: Node) -> None:
         """Up to three gradients, each an operator of its own, as for a linear."""
         dy, x, weight, _, *options, wanted = node.args
@@ -323,8 +366,8 @@ class _Importer:
 
     def _arguments(self, value: Any, reads: list[str]) -> Any:
         """Nested arguments with nodes as Refs, collected in `reads`, and torch's own types as text."""
-        if isinstance(value, Node):
-            name = self.names[value]
+        if isinstance(value, (Node, _Named)):
+            name = value.name if isinstance(value, _Named) else self.names[value]
             if name is None:
                 return None
             reads.append(name)

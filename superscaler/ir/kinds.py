@@ -13,6 +13,7 @@ from superscaler.ir.graph import Graph, Operator, Ref
 from superscaler.ir.kind import Kind, RuleSource
 from superscaler.ir.kind_tables.convolutions import CONVOLUTIONS
 from superscaler.ir.kind_tables.indexing import INDEXING
+from superscaler.ir.kind_tables.losses import LOSSES
 from superscaler.ir.kind_tables.normalisation import NORMALISATION
 from superscaler.ir.kind_tables.pointwise import POINTWISE
 from superscaler.ir.kind_tables.pooling import POOLING
@@ -42,6 +43,7 @@ KINDS: dict[str, Kind] = {
     **PRODUCTS,
     **CONVOLUTIONS,
     **NORMALISATION,
+    **LOSSES,
     **REDUCTIONS,
     **POOLING,
     **SHAPES,

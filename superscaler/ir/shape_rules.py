@@ -78,7 +78,7 @@ def keep_dim(position: int, default: int | None = -1) -> RuleFunction:
 
     def rule(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
         full = reads[0]
-        dim = argument(operator, position, default)
+        dim = argument(operator, position, operator.keyword("dim", default))
         dims = range(len(full)) if dim is None else {dim % len(full)} if full else set()
         names = whole(letters(full), dims)
 

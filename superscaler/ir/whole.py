@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from superscaler.ir.batch_norm import batch_norm
+from superscaler.ir.grouped_mm import grouped_mm
 
 _library = torch.library.Library("superscaler", "DEF")
 _ops = torch.ops.superscaler
@@ -189,6 +190,13 @@ class Capture:
             F.dropout: self.dropout,
             F.mse_loss: self.mse_loss,
             F.batch_norm: batch_norm,
+            torch._grouped_mm: grouped_mm,
+            F.dropout1d: self.feature_dropout,
+            F.dropout2d: self.feature_dropout,
+            F.dropout3d: self.feature_dropout,
+            F.channel_shuffle: self.channel_shuffle,
+            F.embedding_bag: self.embedding_bag,
+            F.logsigmoid: self.logsigmoid,
         }
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -254,6 +262,46 @@ class Capture:
             return input
         self.dropouts += 1
         return _ops.dropout(input, self.step, p=p, key=self.dropouts)
+
+    def feature_dropout(
+        self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
+        """As ``F.dropout2d`` and its kin: whole channels [n, c] are dropped."""
+        if not training or p == 0.0:
+            return input
+        channels = input.new_ones(*input.shape[:2], *[1] * (input.dim() - 2))
+        return input * self.dropout(channels, p)
+
+    def channel_shuffle(self, input: Tensor, groups: int) -> Tensor:
+        """As ``F.channel_shuffle``."""
+        return input.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+    def logsigmoid(self, input: Tensor) -> Tensor:
+        """As ``F.logsigmoid``; where softplus is as good as linear, in any type of element."""
+        return -F.softplus(-input, 1, 50)
+
+    def embedding_bag(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        offsets: Tensor | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        per_sample_weights: Tensor | None = None,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+    ) -> Tensor:
+        """As ``F.embedding_bag`` for bags of one size [b, n]."""
+        plain = max_norm is None and not scale_grad_by_freq and not sparse and padding_idx is None
+        if not plain or input.dim() != 2 or offsets is not None:
+            return NotImplemented
+        rows = F.embedding(input, weight)
+        if per_sample_weights is not None:
+            rows = rows * per_sample_weights.unsqueeze(-1)
+        return {"sum": rows.sum, "mean": rows.mean, "max": rows.amax}[mode](1)
 
     def mse_loss(
         self,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from superscaler.ir.graph import Operator, Ref
 from superscaler.ir.kind import Kind
 from superscaler.ir.rules import Shape
-from superscaler.ir.shape_rules import argument, broadcast, letters, text
+from superscaler.ir.shape_rules import all_whole, argument, broadcast, letters, text
 
 
 def _gather(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
@@ -24,6 +24,12 @@ def _scatter_add(operator: Operator, reads: Sequence[Shape], writes: Sequence[Sh
     """x, index, src -> shaped like x: what positions add comes in summands."""
     target, index = _along(operator.arguments[1], reads[0], reads[1])
     return f"+{_with_source(target, index, reads[1:])}"
+
+
+def _scatter_reduce(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+    """x, index, src -> shaped like x; only a sum comes in summands."""
+    adds = operator.arguments[4] == "sum" and operator.keyword("include_self", True)
+    return (_scatter_add if adds else _scatter)(operator, reads, writes)
 
 
 def _with_source(target: list[str], index: list[str], shapes: Sequence[Shape]) -> str:
@@ -86,6 +92,50 @@ def _advanced(
     return source, [broadcast(shape, together) for shape in shapes], [*rest[:at], *together, *rest[at:]]
 
 
+def _index_select(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+    """x, index[i] -> the dim of x becomes i."""
+    source, picked, positions = _along_row(operator.arguments[1], reads[0], reads[1], "")
+    return f"{source}, {positions} -> {picked}"
+
+
+def _index_add(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+    """x, index[i], src with i in the place of the dim -> shaped like x, in summands."""
+    target, source, positions = _along_row(operator.arguments[1], reads[0], reads[1], "")
+    return f"+{target}, {positions}, {source} -> {target}"
+
+
+def _index_copy(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+    """x, index[i], src (or a number) -> shaped like x."""
+    target, source, positions = _along_row(operator.arguments[1], reads[0], reads[1], "!")
+    rest = "".join(f", {source if shape else '.'}" for shape in reads[2:])
+    return f"{target}, {positions}{rest} -> {target}"
+
+
+def _along_row(dim: int, full: Shape, index: Shape, mark: str) -> tuple[str, str, str]:
+    """Terms of x with its dim whole, of x with an index in the place of the dim, and of the index."""
+    names = letters(full)
+    position = text(*(_mark(name, mark) for name in letters(index, "i")))
+    at = dim % len(full)
+    target = [_mark(name, "!") if i == at else name for i, name in enumerate(names)]
+    moved = [(position if index else "1") if i == at else name for i, name in enumerate(names)]
+    return text(*target), text(*moved), position
+
+
+def _put(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+    """x, index, src -> shaped like x, which is seen as one row."""
+    adds = argument(operator, 3, False)
+    target = text(*(_mark(name, "!") for name in letters(reads[0])))
+    positions = text(*(_mark(name, "" if adds else "!") for name in letters(reads[1], "i")))
+    return f"{'+' if adds else ''}{target}, {positions}, {positions} -> {target}"
+
+
+def _search(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+    """Sorted rows [*a k], values [*a v] -> shaped like the values; one row serves values of any shape."""
+    if len(reads[0]) == 1:
+        return "k!, *v -> *v"
+    return "*a k!, *a v -> *a v"
+
+
 INDEXING = {
     "aten.embedding_dense_backward": Kind("*b d, *b -> vocab! d"),
     "aten.gather": Kind(_gather, "torch.gather"),
@@ -94,4 +144,17 @@ INDEXING = {
     "aten.scatter_add": Kind(_scatter_add, "torch.scatter_add"),
     "aten.index.Tensor": Kind(_index),
     "aten.index_put": Kind(_index_put),
+    "aten._unsafe_index.Tensor": Kind(_index),
+    "aten._unsafe_index_put": Kind(_index_put),
+    "aten.scatter_reduce.two": Kind(_scatter_reduce, "torch.scatter_reduce"),
+    "aten.index_select": Kind(_index_select, "torch.index_select"),
+    "aten.index_add": Kind(_index_add, "torch.index_add"),
+    "aten.index_copy": Kind(_index_copy, "torch.index_copy"),
+    "aten.index_fill.int_Scalar": Kind(_index_copy, "torch.index_fill"),
+    "aten.index_fill.int_Tensor": Kind(_index_copy, "torch.index_fill"),
+    "aten.take": Kind(lambda o, reads, _: f"{' '.join(f'a{i}!' for i in range(len(reads[0]))) or '.'}, *i -> *i", "torch.take"),
+    "aten.put": Kind(_put),
+    "aten.masked_scatter": Kind(all_whole, "torch.masked_scatter"),
+    "aten.bucketize.Tensor": Kind("*v, k! -> *v", "torch.bucketize"),
+    "aten.searchsorted.Tensor": Kind(_search, "torch.searchsorted"),
 }  # fmt: skip

@@ -9,12 +9,12 @@ from superscaler.ir.shape_rules import letters, text
 
 
 def _layer_norm(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
-    """x[*b d], weight[d], bias[d] -> y[*b d], mean[*b 1], rstd[*b 1]; without mean: an RMS norm."""
+    """x[*b d], weight[d], bias[d] -> y[*b d], mean[*b 1], rstd[*b 1]."""
     normalized = [f"d{i}!" for i in range(len(operator.arguments[1]))]
     rows = letters(reads[0][: len(reads[0]) - len(normalized)], "b")
     affine = f", {text(*normalized)}" * (len(reads) - 1)
-    statistics = f", {text(*rows, *['1'] * len(normalized))}" * (len(writes) - 1)
-    return f"{text(*rows, *normalized)}{affine} -> {text(*rows, *normalized)}{statistics}"
+    statistics = text(*rows, *["1"] * len(normalized))
+    return f"{text(*rows, *normalized)}{affine} -> {text(*rows, *normalized)}, {statistics}, {statistics}"
 
 
 def _layer_norm_backward(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
@@ -24,10 +24,9 @@ def _layer_norm_backward(operator: Operator, reads: Sequence[Shape], writes: Seq
     whole, affine = text(*rows, *normalized), text(*normalized)
     statistics = text(*rows, *["1"] * len(normalized))
     wanted = [
-        term for term, needed in zip((whole, affine, affine), operator.arguments[-1], strict=False) if needed
+        term for term, needed in zip((whole, affine, affine), operator.arguments[-1], strict=True) if needed
     ]
-    num_statistics = 1 if operator.kind == "aten._fused_rms_norm_backward" else 2
-    terms = [whole, whole] + [statistics] * num_statistics + [affine] * (len(reads) - 2 - num_statistics)
+    terms = [whole, whole, statistics, statistics] + [affine] * (len(reads) - 4)
     return f"{', '.join(terms)} -> {', '.join(wanted)}"
 
 

@@ -17,6 +17,19 @@ def _added(result: str, contraction: str) -> RuleFunction:
     return rule
 
 
+def _addr(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+    return f"{broadcast(reads[0], ['m', 'n'])}, m, n -> m n"
+
+
+def _grouped_mm(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+    """A product per expert; where rows or columns lie expert by expert, as the last operand tells, they are whole."""
+    return {
+        (2, 3): "row! k, expert! k n, expert! -> row! n",
+        (3, 2): "expert! m k, k column!, expert! -> m column!",
+        (2, 2): "m row!, row! n, expert! -> expert! m n",
+    }[len(reads[0]), len(reads[1])]
+
+
 PRODUCTS = {
     "aten.mm": Kind("m k, k n -> m n", "torch.mm", flops_per_point=2),
     "aten.bmm": Kind("b m k, b k n -> b m n", "torch.bmm", flops_per_point=2),
@@ -26,4 +39,12 @@ PRODUCTS = {
     "aten.baddbmm": Kind(_added("b m n", "b m k, b k n"), "torch.baddbmm", flops_per_point=2),
     "aten.addbmm": Kind(_added("m n", "b m k, b k n"), "torch.addbmm", flops_per_point=2),
     "aten.addmv": Kind(_added("m", "m k, k"), "torch.addmv", flops_per_point=2),
+    "aten.addr": Kind(_addr, "torch.addr", flops_per_point=2),
+    "grouped_mm": Kind(_grouped_mm, "ops.grouped_mm", flops_per_point=2),
+    "aten._cdist_forward": Kind("*b m k!, *b n k! -> *b m n", flops_per_point=3),
+    "aten._cdist_backward": Kind("*b m n, *b m k!, *b n k!, *b m n -> *b m k", flops_per_point=3),
+    "aten._euclidean_dist": Kind("*b m k!, *b n k! -> *b m n", flops_per_point=3),
+    "aten.linalg_inv_ex": Kind("*b i! j! -> *b i! j!, *b", "torch.linalg.inv_ex", ("", "info")),
+    "aten.linalg_cholesky_ex": Kind("*b i! j! -> *b i! j!, *b", "torch.linalg.cholesky_ex", ("", "info")),
+    "aten.linalg_solve_triangular": Kind("*b i! j!, *b k! l! -> *b k! l!", "torch.linalg.solve_triangular"),
 }  # fmt: skip

@@ -56,6 +56,33 @@ def _repeat(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape])
     return f"{text(*names[missing:])} -> {text(*out)}"
 
 
+def _diagonal(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+    """Two dims become one, the last; all three are whole."""
+    shift = int(operator.kind != "aten.diagonal")
+    full = max((*reads, *writes), key=len)
+    dims = {argument(operator, 2 + shift, 0) % len(full), argument(operator, 3 + shift, 1) % len(full)}
+    names = [f"{name}!" if i in dims and name != "1" else name for i, name in enumerate(letters(full))]
+    rest = [name for i, name in enumerate(names) if i not in dims]
+
+    def term(shape: Shape) -> str:
+        return (
+            text(*names) if len(shape) == len(full) else text(*rest, "1" if shape[-1] == 1 else "diagonal!")
+        )
+
+    return f"{', '.join(map(term, reads))} -> {', '.join(map(term, writes))}"
+
+
+def _unfold(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+    """A dim becomes a dim of windows, and their elements come last; all are whole."""
+    full, windows = min((reads[0], writes[0]), key=len), max((reads[0], writes[0]), key=len)
+    dim = operator.arguments[1 if operator.kind == "aten.unfold" else 2] % len(full)
+    names = letters(full)
+    one = text(*(f"{name}!" if i == dim and name != "1" else name for i, name in enumerate(names)))
+    fresh = ["1" if windows[i] == 1 else f"w{i}!" for i in (dim, len(full))]
+    many = text(*names[:dim], fresh[0], *names[dim + 1 :], fresh[1])
+    return f"{one} -> {many}" if operator.kind == "aten.unfold" else f"{many} -> {one}"
+
+
 SHAPES = {
     "reshape": Kind(regroup, "torch.reshape", shape_argument=1, linear=True),
     "aten.t": Kind("a b -> b a", "torch.t", linear=True),
@@ -73,17 +100,32 @@ SHAPES = {
     "aten.select_scatter": Kind(across_dim(2), "torch.select_scatter"),
     "aten.split.Tensor": Kind(across_dim(2), "torch.split"),
     "aten.split_with_sizes": Kind(across_dim(2), "torch.split"),
+    "aten.unsafe_split.Tensor": Kind(across_dim(2), "torch.split"),
+    "aten.unsafe_split_with_sizes": Kind(across_dim(2), "torch.split"),
     "aten.unbind.int": Kind(across_dim(1), "torch.unbind"),
     "aten.stack": Kind(across_dim(1), "torch.stack"),
     "aten.cat": Kind(across_dim(1), "torch.cat"),
     "aten.constant_pad_nd": Kind(_pad, "torch.constant_pad_nd"),
     "aten.roll": Kind(_roll, "torch.roll", linear=True),
     "aten.flip": Kind(_flip, "torch.flip", linear=True),
+    "aten.diagonal": Kind(_diagonal, "torch.diagonal"),
+    "aten.diagonal_backward": Kind(_diagonal, shape_argument=1),
+    "aten.diagonal_scatter": Kind(_diagonal, "torch.diagonal_scatter"),
+    "aten.unfold": Kind(_unfold, "torch.Tensor.unfold"),
+    "aten.unfold_backward": Kind(_unfold, shape_argument=1),
+    "aten.view_as_complex": Kind("*b pair! -> *b", "torch.view_as_complex"),
+    "aten.view_as_real": Kind("*b -> *b pair!", "torch.view_as_real"),
+    "aten.trace": Kind("i! j! -> .", "torch.trace"),
     "aten.tril": Kind("*b i! j! -> *b i j", "torch.tril"),
     "aten.triu": Kind("*b i! j! -> *b i j", "torch.triu"),
     # made from nothing
     "aten.arange": Kind(all_whole, "torch.arange"),
     "aten.arange.start": Kind(all_whole, "torch.arange"),
     "aten.arange.start_step": Kind(all_whole, "torch.arange"),
+    "aten.eye": Kind(all_whole, "torch.eye"),
+    "aten.eye.m": Kind(all_whole, "torch.eye"),
+    "aten.linspace": Kind(all_whole, "torch.linspace"),
+    "aten.tril_indices": Kind(all_whole, "torch.tril_indices"),
+    "aten.triu_indices": Kind(all_whole, "torch.triu_indices"),
     "full": Kind(any_piece, "torch.full", shape_argument=0),
 }  # fmt: skip

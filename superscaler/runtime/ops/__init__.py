@@ -25,6 +25,7 @@ from superscaler.runtime.ops.gradient_norm import (
     total,
 )
 from superscaler.runtime.ops.group_norm import group_norm, group_norm_backward
+from superscaler.runtime.ops.grouped_mm import grouped_mm
 from superscaler.runtime.ops.layer_norm import layer_norm_backward
 from superscaler.runtime.ops.learning_rate import constant_rate, cosine_rate, linear_rate
 from superscaler.runtime.ops.linear import linear_bias_gradient, linear_input_gradient, linear_weight_gradient
@@ -62,6 +63,7 @@ __all__ = [
     "gradient_norm",
     "group_norm",
     "group_norm_backward",
+    "grouped_mm",
     "layer_norm_backward",
     "linear_bias_gradient",
     "linear_input_gradient",

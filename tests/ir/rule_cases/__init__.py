@@ -3,6 +3,7 @@
 from tests.ir.rule_cases import (
     convolutions,
     indexing,
+    losses,
     normalisation,
     pointwise,
     pooling,
@@ -18,6 +19,7 @@ CASES = {
     **products.CASES,
     **convolutions.CASES,
     **normalisation.CASES,
+    **losses.CASES,
     **reductions.CASES,
     **pooling.CASES,
     **shapes.CASES,

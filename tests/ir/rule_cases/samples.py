@@ -89,3 +89,8 @@ def distinct(size: int, *shape: int) -> Sample:
         return torch.stack(rows).reshape(shape)
 
     return Sample(draw)
+
+
+def ordered(*shape: int) -> Sample:
+    """Rows of rising numbers."""
+    return Sample(lambda dtype: real(*shape).draw(dtype).sort(-1).values)

@@ -1,6 +1,8 @@
 """Sample calls: Views, pieces, joins, and tensors made from nothing."""
 
-from tests.ir.rule_cases.samples import case, real
+import torch
+
+from tests.ir.rule_cases.samples import case, derived, real
 
 CASES = {
     "reshape": [
@@ -60,4 +62,19 @@ CASES = {
     ],
     "aten.roll": [case(real(3, 4, 5), [1, -2], [1, 2]), case(real(3, 4), [2], [-2]), case(real(3, 4), [5])],
     "aten.flip": [case(real(3, 4, 5), [1]), case(real(3, 4, 5), [0, -1])],
+    "aten.unsafe_split.Tensor": [case(real(3, 7), 3, 1)],
+    "aten.unsafe_split_with_sizes": [case(real(3, 7), [2, 1, 4], -1)],
+    "aten.diagonal": [case(real(3, 4, 5), 1, 0, 2), case(real(4, 4)), case(real(2, 3, 4, 5), 0, -2, -1), case(real(3, 2, 2), 1, 1, 2)],
+    "aten.diagonal_backward": [case(real(3, 4), [3, 4, 5], 0, 1, 2), case(real(4, 3), [3, 4, 5], 0, 0, 2)],
+    "aten.diagonal_scatter": [case(real(3, 4, 5), real(3, 4), 0, 1, 2)],
+    "aten.unfold": [case(real(3, 7, 2), 1, 3, 2), case(real(3, 6), -1, 6, 1), case(real(5, 4), 0, 1, 1)],
+    "aten.unfold_backward": [case(real(3, 3, 2, 3), [3, 7, 2], 1, 3, 2)],
+    "aten.view_as_complex": [derived(lambda draw: case(draw(3, 4, 2).double()))],
+    "aten.view_as_real": [derived(lambda draw: case(torch.complex(draw(3, 4).double(), draw(3, 4).double())))],
+    "aten.trace": [case(real(4, 5))],
+    "aten.eye": [case(4)],
+    "aten.eye.m": [case(4, 3)],
+    "aten.linspace": [case(0.0, 1.0, 5)],
+    "aten.tril_indices": [case(4, 3)],
+    "aten.triu_indices": [case(4, 3, 1)],
 }  # fmt: skip
