@@ -190,7 +190,7 @@ class Capture:
             F.dropout: self.dropout,
             F.mse_loss: self.mse_loss,
             F.batch_norm: batch_norm,
-            torch._grouped_mm: grouped_mm,
+            torch._grouped_mm: grouped_mm,  # pyright: ignore[reportPrivateImportUsage]
             F.dropout1d: self.feature_dropout,
             F.dropout2d: self.feature_dropout,
             F.dropout3d: self.feature_dropout,

@@ -193,9 +193,9 @@ def reduces(x, w):
 def looks_up(x, w):
     y, index = x @ w, torch.tensor([4, 0, 2])
     picked = y[:, index] + y.index_select(1, index) + y.gather(1, index[None, :, None].expand(8, 3, 6))
-    added = torch.zeros_like(y).index_add(1, index, picked) + torch.zeros_like(y).index_put(
-        (None, index), picked
-    )
+    written = torch.zeros_like(y)
+    written[:, index] = picked
+    added = torch.zeros_like(y).index_add(1, index, picked) + written
     scattered = torch.zeros_like(y).scatter_reduce(1, index[None, :, None].expand(8, 3, 6), picked, "sum")
     return (
         added
@@ -277,9 +277,7 @@ def test_a_product_per_expert_computes_as_eager_under_a_plan(plan, devices):
 )
 def test_random_numbers_are_refused_with_the_line_and_the_remedy(draw, name):
     model = Model(lambda x, w: x * w * draw(x.abs().clamp(0, 1)), (4,))
-    with pytest.raises(
-        TraceError, match=rf"(?s)draws random numbers.*{name}.*test_import_fx\.py.*F\.dropout"
-    ):
+    with pytest.raises(TraceError, match=rf"(?s){name}.*other results.*test_import_fx\.py.*F\.dropout"):
         trace(model, (torch.randn(4, 4),), optimizer=SGD())
 
 

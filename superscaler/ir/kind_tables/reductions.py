@@ -35,6 +35,13 @@ def _reduce(reducer: str = "", dims_at: int = 1) -> RuleFunction:
     return rule
 
 
+def _histogram(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+    """Counts add up, if the bins do not depend on what is counted."""
+    low, high = argument(operator, 2, 0), argument(operator, 3, 0)
+    names = [name if low != high or name == "1" else f"{name}!" for name in letters(reads[0])]
+    return f"{text(*names)} -> bins!"
+
+
 REDUCTIONS = {
     # a mean is a sum and a division: superscaler.ir.import_fx
     "aten.sum": Kind(contract_dims, "torch.sum", linear=True),
@@ -42,6 +49,7 @@ REDUCTIONS = {
     "aten.nansum": Kind(_reduce("sum"), "torch.nansum"),
     "aten.count_nonzero": Kind(_reduce("sum"), "torch.count_nonzero"),
     "aten.count_nonzero.dim_IntList": Kind(_reduce("sum"), "torch.count_nonzero"),
+    "aten.histc": Kind(_histogram, "torch.histc"),
     "aten.logsumexp": Kind(_reduce("logsumexp"), "torch.logsumexp", flops_per_point=4),
     "aten.amax": Kind(_reduce("max"), "torch.amax"),
     "aten.max": Kind(_reduce("max"), "torch.max"),

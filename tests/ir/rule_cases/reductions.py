@@ -63,4 +63,5 @@ CASES = {
     "aten.glu": [case(real(3, 4, 6), 1), case(real(3, 4))],
     "aten.glu_backward": [case(real(3, 2, 6), real(3, 4, 6), 1), case(real(3, 2), real(3, 4), -1)],
     "aten.linalg_cross": [case(real(4, 3), real(4, 3)), case(real(3, 4), real(3, 4), dim=0)],
+    "aten.histc": [case(real(3, 4), 5, -2, 2), case(real(7), 4)],
 }  # fmt: skip
