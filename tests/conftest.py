@@ -29,6 +29,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the files under tests/golden anew")
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """How many rules of operators were put to the test, and by how many cuts."""
+    experiments = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for key, value in report.user_properties
+        if key == "cut_experiments"
+    ]
+    if experiments:
+        kinds, cuts = len({kind for kind, _ in experiments}), sum(count for _, count in experiments)
+        terminalreporter.write_line(f"rules: {kinds} kinds of operators, {cuts:,} cut experiments")
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest):
     """``golden("mlp/graph.txt", text)``: the text equals the file under tests/golden, or becomes it."""
