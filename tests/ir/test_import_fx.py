@@ -271,7 +271,7 @@ def test_a_product_per_expert_computes_as_eager_under_a_plan(plan, devices):
     ("draw", "name"),
     [
         (torch.rand_like, "rand_like"),
-        (torch.bernoulli, "bernoulli"),
+        (torch.randn_like, "randn_like"),
         (lambda x: x.clone().normal_(), "normal"),
     ],
 )
