@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from superscaler.ir.declare import rule
     from superscaler.ir.deferred import deferred_init
     from superscaler.ir.learning_rates import Constant, Cosine, Linear
+    from superscaler.ir.loss_scale import LossScale
     from superscaler.ir.optimizers import SGD, Adam, AdamW, Lion
     from superscaler.ir.trace import trace
     from superscaler.planner import schedules
@@ -33,6 +34,7 @@ __all__ = [
     "Cosine",
     "Linear",
     "Lion",
+    "LossScale",
     "Plan",
     "Planner",
     "compile",
@@ -51,6 +53,7 @@ _HOMES = {
     "Cosine": "superscaler.ir.learning_rates",
     "Linear": "superscaler.ir.learning_rates",
     "Lion": "superscaler.ir.optimizers",
+    "LossScale": "superscaler.ir.loss_scale",
     "Plan": "superscaler.planner.plan",
     "Planner": "superscaler.planner.planner",
     "SGD": "superscaler.ir.optimizers",

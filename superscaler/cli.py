@@ -99,6 +99,9 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--momentum", type=float, default=0.0, help="of sgd")
     parser.add_argument("--clip-norm", type=float, metavar="NORM", help="largest norm of all gradients")
+    parser.add_argument("--master-weights", action="store_true", help="update float32 copies of parameters")
+    parser.add_argument("--autocast", default="", choices=("bfloat16", "float16"), help="of the forward pass")
+    parser.add_argument("--loss-scale", choices=("dynamic",), help="scale the loss, skip steps that overflow")
 
 
 def _compile(options: argparse.Namespace) -> None:
@@ -214,6 +217,7 @@ def _optimizer(options: argparse.Namespace) -> Any:
     elif options.warmup:
         rate = Constant(options.lr, options.warmup)
     own = {"lr": rate, "weight_decay": options.weight_decay, "clip_norm": options.clip_norm}
+    own |= {"master_weights": options.master_weights}
     own |= {"momentum": options.momentum} if options.optimizer == "sgd" else {}
     return OPTIMIZERS[options.optimizer](**own)
 
@@ -231,7 +235,8 @@ def _trace(options: argparse.Namespace, model: tuple[Any, Any] | None = None, de
         elif model is None:
             model = _model(options)
     with _progress("tracing"):
-        return trace(*model, optimizer=None if options.inference else _optimizer(options))
+        optimizer = None if options.inference else _optimizer(options)
+        return trace(*model, optimizer=optimizer, autocast=options.autocast, loss_scale=options.loss_scale)
 
 
 def _plan(options: argparse.Namespace, model: tuple[Any, Any] | None = None, deferred: bool = False) -> Any:

@@ -13,6 +13,7 @@ from superscaler.codegen.memory import free_values
 from superscaler.codegen.program import Program
 from superscaler.codegen.verify import verify_programs
 from superscaler.ir.graph import Graph
+from superscaler.ir.loss_scale import LossScale
 from superscaler.ir.optimizers import Optimizer
 from superscaler.ir.trace import trace
 from superscaler.planner.cluster import Cluster
@@ -88,6 +89,8 @@ def compile(
     plan: str | PlanScript = "none",
     loss: Callable[[Any], Any] | None = None,
     optimizer: Optimizer | None = None,
+    autocast: str = "",
+    loss_scale: LossScale | str | None = None,
     save: str | Path | None = None,
 ) -> CompiledPlan:
     """Trace, plan and verify a model; with `save`, write its build folder.
@@ -95,7 +98,7 @@ def compile(
     Raises:
         SuperscalerError: Some step failed; the message says which, where, and what to do.
     """
-    graph = trace(model, args, kwargs, loss, optimizer)
+    graph = trace(model, args, kwargs, loss, optimizer, autocast=autocast, loss_scale=loss_scale)
     compiled = _plan(graph, cluster, plan).verify()
     if save is not None:
         compiled.save(save)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from superscaler.ir.autocast import autocast
 from superscaler.ir.graph import Graph, Operator
-from superscaler.ir.interpret import run_operator
 from superscaler.ir.kinds import resolve
-from superscaler.ir.optimizers import MASTER
+from superscaler.ir.optimizers import MASTER, OPTIMIZERS
 from superscaler.ir.update import NORM
 
 _OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -33,8 +33,11 @@ class Eager:
         self.parameters = {name: p for name, p in self.model.named_parameters() if name in graph.updates}
         self.updates = {name: graph.writer[graph.updates[name]] for name in self.parameters}
         self.update = _Update(self.updates, self.parameters)
-        bounds = [o.keyword("max_norm") for o in graph.operators if o.kind == "clip_coefficient"]
-        self.clip_norm = bounds[0] if bounds else None
+        kinds = {operator.kind: operator for operator in graph.operators}
+        self.clip_norm = (
+            kinds["clip_coefficient"].keyword("max_norm") if "clip_coefficient" in kinds else None
+        )
+        self.scaler = _scaler(kinds)
 
     def step(
         self, call: inspect.BoundArguments, batch: Mapping[str, Tensor], step: int
@@ -44,14 +47,19 @@ class Eager:
             return self._infer(call)
         for parameter in self.parameters.values():
             parameter.grad = None
-        target = self._loss(call)
-        target.backward()
+        with autocast(self.graph.autocast):
+            target = self._loss(call)
+        self.scaler.scale(target).backward()
         gradients = {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
         outputs = {self.graph.outputs[0]: target.detach()}
+        self.update.begin(step)
+        self.scaler.unscale_(self.update.optimizer)
         if self.clip_norm is not None:
-            parameters = list(self.parameters.values())
-            outputs[NORM] = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm, foreach=False)
-        self.update.step(step)
+            targets = self.update.targets
+            outputs[NORM] = torch.nn.utils.clip_grad_norm_(targets, self.clip_norm, foreach=False)
+        self.scaler.step(self.update.optimizer)
+        self.scaler.update()
+        self.update.end()
         stored = (*self.model.named_parameters(), *self.model.named_buffers())
         readers = self.graph.readers
         state = {name: value.detach().clone() for name, value in stored if readers.get(name)}
@@ -73,6 +81,17 @@ class Eager:
         return {"loss": named, "gradients": {}, "parameters": {}}
 
 
+def _scaler(kinds: Mapping[str, Operator]) -> torch.amp.GradScaler:
+    """Torch's loss scaling with the graph's numbers; where there is none, a scaler that does nothing."""
+    if "next_loss_scale" not in kinds:
+        return torch.amp.GradScaler("cpu", enabled=False)
+    rates = kinds["next_loss_scale"]
+    return torch.amp.GradScaler(
+        "cpu", kinds["loss_scale"].keyword("init"), rates.keyword("growth"), rates.keyword("backoff"),
+        rates.keyword("interval"),
+    )  # fmt: skip
+
+
 class _Update:
     """The optimizer of torch that update operators stand for; for one torch has not, their own rule."""
 
@@ -83,26 +102,31 @@ class _Update:
             for name, update in updates.items()
             if update.keyword("master_weights")
         }
-        self.own_states: dict[str, Tensor] = {}
         kind = next(iter(updates.values())).kind if updates else ""
-        self.optimizer = _OPTIMIZERS[kind](self._groups(), foreach=False) if kind in _OPTIMIZERS else None
+        make = _OPTIMIZERS.get(kind)
+        if not updates:
+            self.optimizer: Any = None
+        else:
+            self.optimizer = make(self._groups(), foreach=False) if make else _ByRule(self._groups(), kind)
+
+    @property
+    def targets(self) -> list[Tensor]:
+        """What the optimizer updates: parameters, or their copies in float32."""
+        return [self.masters.get(name, parameter) for name, parameter in self.parameters.items()]
 
     def _groups(self) -> list[dict[str, Any]]:
         groups = []
-        for name, update in self.updates.items():
+        for target, update in zip(self.targets, self.updates.values(), strict=True):
             own = ("master_weights", "gradient_scale", "skip", "count", "lr")
             options = {key: value for key, value in update.keywords if key not in own}
-            if "beta1" in options:
+            if "eps" in options:
                 options["betas"] = (options.pop("beta1"), options.pop("beta2"))
-            groups.append({"params": [self.masters.get(name, self.parameters[name])], **options})
+            groups.append({"params": [target], **options})
         return groups
 
     @torch.no_grad()
-    def step(self, step: int) -> None:
-        """Update every parameter by its gradient."""
-        if self.optimizer is None:
-            self._by_rule(step)
-            return
+    def begin(self, step: int) -> None:
+        """Set the learning rates of a step, and the gradients of float32 copies."""
         for group, update in zip(self.optimizer.param_groups, self.updates.values(), strict=True):
             rate = update.keyword("lr")
             if isinstance(rate, tuple):
@@ -111,31 +135,40 @@ class _Update:
         for name, master in self.masters.items():
             gradient = self.parameters[name].grad
             master.grad = None if gradient is None else gradient.to(master.dtype)
-        self.optimizer.step()
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """Round the float32 copies to parameters."""
         for name, master in self.masters.items():
             self.parameters[name].copy_(master)
 
-    def _by_rule(self, step: int) -> None:
-        for name, update in self.updates.items():
-            parameter = self.parameters[name]
-            count = len(update.writes) + 1
-            names = update.reads[2:count]
-            states = [self.own_states.get(state, torch.zeros_like(parameter)) for state in names]
-            scaled = {"gradient_scale", "skip", "count"}
-            keywords = tuple(item for item in update.keywords if item[0] not in scaled)
-            bare = Operator(name, update.kind, (), update.writes, update.arguments, keywords)
-            new = run_operator(bare, [parameter, parameter.grad, *states, step])
-            parameter.copy_(new[0])
-            self.own_states.update(zip(names, new[1:], strict=True))
-
     def states(self) -> dict[str, Tensor]:
         """The optimizer's states by the names the graph has for them."""
-        if self.optimizer is None:
-            return self.own_states
         found = {f"{name}/{MASTER}": master for name, master in self.masters.items()}
-        for name, update in self.updates.items():
-            kept = self.optimizer.state[self.masters.get(name, self.parameters[name])]
-            for key, value in kept.items():
+        for (name, update), target in zip(self.updates.items(), self.targets, strict=True):
+            for key, value in self.optimizer.state[target].items():
                 if f"{name}/{key}" in update.reads and isinstance(value, Tensor):
                     found[f"{name}/{key}"] = value
         return found
+
+
+class _ByRule(torch.optim.Optimizer):
+    """An optimizer torch has not, by the rule of its operator."""
+
+    def __init__(self, groups: list[dict[str, Any]], kind: str) -> None:
+        super().__init__(groups, {})
+        self.rule, self.names = resolve(f"ops.{kind}"), OPTIMIZERS[kind].states
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Update every parameter."""
+        for group in self.param_groups:
+            (parameter,) = group["params"]
+            state = self.state[parameter] or {"step": 0} | {
+                name: torch.zeros_like(parameter) for name in self.names
+            }
+            options = {key: value for key, value in group.items() if key != "params"}
+            held = [state[name] for name in self.names]
+            new = self.rule(parameter, parameter.grad, *held, state["step"] + 1, **options)
+            parameter.copy_(new[0])
+            self.state[parameter] = {"step": state["step"] + 1, **dict(zip(self.names, new[1:], strict=True))}

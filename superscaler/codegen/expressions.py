@@ -39,7 +39,7 @@ _INFIX = {
 METHODS = {
     "reshape": "reshape", "aten.transpose.int": "transpose", "aten.t": "t", "aten.permute": "permute",
     "aten.unsqueeze": "unsqueeze", "aten.squeeze": "squeeze", "aten.squeeze.dim": "squeeze", "aten.expand": "expand",
-    "aten.sum": "sum", "aten.sum.dim_IntList": "sum",
+    "widen": "to", "aten.sum": "sum", "aten.sum.dim_IntList": "sum",
 }  # fmt: skip
 """Kinds written as a method of what they read first."""
 _SPREAD = {"reshape", "aten.permute", "aten.expand"}

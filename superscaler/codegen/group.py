@@ -24,7 +24,7 @@ from superscaler.ir.graph import Phase
 from superscaler.ir.optimizers import OPTIMIZERS
 from superscaler.planner.steps import StepKind
 
-LISTED = {"squared_norm": "squared_norms"}
+LISTED = {"squared_norm": "squared_norms", "count_nonfinite": "counts_nonfinite"}
 """Kinds that make a number of one gradient -> the function that does so for a list of them."""
 _JOINED = {StepKind.ALL_REDUCE, StepKind.REDUCE_SCATTER, StepKind.ALL_GATHER}
 

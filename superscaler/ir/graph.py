@@ -89,6 +89,8 @@ class Graph:
     """Stored tensor -> its value (a ``torch.Tensor``) before the first step, where the model brought one."""
     initialisers: Mapping[str, tuple[tuple[Any, ...], ...]] = field(default_factory=dict)
     """Stored tensor without a value -> how it is filled before the first step (`superscaler.ir.deferred`)."""
+    autocast: str = ""
+    """The dtype ``torch.autocast`` lowers to in the forward pass, or empty."""
     saved_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Parameter or buffer -> its names in a checkpoint, where that is not its own name alone: all names of a
     tied parameter, none of a buffer that is not persistent."""

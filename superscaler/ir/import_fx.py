@@ -6,7 +6,7 @@ when the sum is cut.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -19,7 +19,7 @@ from superscaler.ir.graph import Graph, Operator, Phase, Ref, drop_unread
 from superscaler.ir.kind_tables.losses import CLASS_LOSSES, MEAN, REDUCTION_AT, SUM
 from superscaler.ir.kinds import output_labels
 from superscaler.ir.provenance import note_of
-from superscaler.ir.tensor import Role, Tensor
+from superscaler.ir.tensor import DTYPE_BYTES, Role, Tensor
 
 _ALIASES = {
     "aten.clone",
@@ -53,11 +53,13 @@ def import_fx(
     trainable: Sequence[str],
     overwritten: Sequence[str] = (),
     step: str,
+    scale: str = "",
 ) -> Graph:
     """Translate a traced joint graph.
 
-    Its placeholders are parameters, buffers, inputs, step, in order. Its results are the loss and the gradients of
-    `trainable`, or the outputs where that is empty, then the new values of `overwritten` buffers.
+    Its placeholders are parameters, buffers, inputs, step, and what the loss is multiplied by where that is asked
+    for, in order. Its results are the loss and the gradients of `trainable`, or the outputs where that is empty,
+    then the new values of `overwritten` buffers.
 
     Raises:
         TraceError: An operator writes into its inputs or returns something that is no tensor.
@@ -67,8 +69,9 @@ def import_fx(
         + [Role.BUFFER] * len(buffers)
         + [Role.INPUT] * len(inputs)
         + [Role.STEP]
+        + [Role.ACTIVATION] * bool(scale)
     )
-    labels = [*parameters, *buffers, *inputs, step]
+    labels = [*parameters, *buffers, *inputs, step, *([scale] if scale else [])]
     importer = _Importer(captured)
     placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
     for node, label, role in zip(placeholders, labels, roles, strict=True):
@@ -81,10 +84,11 @@ def import_fx(
     by_parameter = {key: gradient for key, gradient in zip(trainable, gradients, strict=True) if gradient}
     for gradient in by_parameter.values():
         importer.tensors[gradient] = replace(importer.tensors[gradient], role=Role.GRADIENT)
+    gradient_names = _with_summands(set(by_parameter.values()), importer.operators)
     graph = Graph(
         name,
         importer.tensors,
-        tuple(importer.operators),
+        tuple(_widening(operator, importer.tensors, gradient_names) for operator in importer.operators),
         inputs=tuple(inputs),
         outputs=tuple(output for output in outputs if output),
         updates={name: value for name, value in zip(overwritten, fresh, strict=True) if value},
@@ -92,6 +96,24 @@ def import_fx(
         values=importer.constants,
     )
     return drop_unread(graph)
+
+
+def _with_summands(gradients: set[str], operators: Sequence[Operator]) -> set[str]:
+    """Gradients, and what they are sums of, where a parameter is used several times."""
+    for operator in reversed(operators):
+        if operator.kind == "aten.add.Tensor" and operator.writes[0] in gradients:
+            gradients = gradients | set(operator.reads)
+    return gradients
+
+
+def _widening(operator: Operator, tensors: Mapping[str, Tensor], gradients: set[str]) -> Operator:
+    """A cast of a gradient to more bits loses nothing: summands are cast, and added up in the wider type."""
+    if operator.kind != "aten._to_copy" or operator.writes[0] not in gradients:
+        return operator
+    narrow, wide = (tensors[name].dtype for name in (operator.reads[0], operator.writes[0]))
+    if "float" not in narrow or DTYPE_BYTES[wide] <= DTYPE_BYTES[narrow]:
+        return operator
+    return replace(operator, kind="widen", arguments=(Ref(0), f"torch.{wide}"), keywords=())
 
 
 def _results(captured: GraphModule) -> list[Node | None]:

@@ -36,6 +36,7 @@ def format_graph(graph: Graph) -> str:
     """The text of a graph, a line per operator; `parse_graph` reads it back."""
     inputs = ", ".join(_format_tensor(graph.tensors[name]) for name in graph.inputs)
     lines = [f"graph {_name(graph.name)}({inputs}) -> {', '.join(map(_name, graph.outputs))}".rstrip()]
+    lines += [f"autocast {graph.autocast}"] if graph.autocast else []
     for tensor in graph.tensors.values():
         if tensor.name in graph.writer or tensor.name in graph.inputs:
             continue
@@ -70,7 +71,8 @@ def parse_graph(text: str) -> Graph:
         )
     return Graph(
         builder.name, builder.tensors, tuple(builder.operators), builder.inputs, builder.outputs,
-        builder.updates, builder.gradients, initialisers=builder.initialisers, saved_as=builder.saved_as,
+        builder.updates, builder.gradients, initialisers=builder.initialisers, autocast=builder.autocast,
+        saved_as=builder.saved_as,
     )  # fmt: skip
 
 
@@ -237,6 +239,7 @@ class _Builder:
         self.gradients: dict[str, str] = {}
         self.initialisers: dict[str, tuple[tuple[Any, ...], ...]] = {}
         self.saved_as: dict[str, tuple[str, ...]] = {}
+        self.autocast = ""
 
     def read(self, reader: _Reader) -> None:
         """Add what one line says."""
@@ -247,6 +250,8 @@ class _Builder:
             self.inputs = tuple(reader.listed(lambda: self._tensor(reader, Role.INPUT), ")"))
             reader.take("->")
             self.outputs = tuple(reader.listed(reader.name, ""))
+        elif word == "autocast":
+            self.autocast = reader.take()
         elif word in set(Phase):
             self._operator(reader, Phase(word))
         else:

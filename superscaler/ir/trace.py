@@ -22,15 +22,17 @@ from torch.utils import _pytree as pytree
 
 from superscaler.errors import TraceError
 from superscaler.ir import deferred
+from superscaler.ir.autocast import autocast as autocast_to
 from superscaler.ir.checkpointing import unrolled_checkpoints
 from superscaler.ir.functional import without_mutations
 from superscaler.ir.give_rules import give_rules
 from superscaler.ir.graph import Graph
 from superscaler.ir.import_fx import import_fx, kind_of
+from superscaler.ir.loss_scale import LossScale
 from superscaler.ir.optimizers import Optimizer
 from superscaler.ir.provenance import Provenance, note_of, noting
 from superscaler.ir.source_line import failing_line, user_line
-from superscaler.ir.update import STEP, append_updates
+from superscaler.ir.update import SCALE, STEP, append_updates
 from superscaler.ir.verify import verify_graph
 from superscaler.ir.whole import Capture
 
@@ -43,6 +45,8 @@ def trace(
     optimizer: Optimizer | None = None,
     initialisers: Mapping[str, Any] | None = None,
     name: str | None = None,
+    autocast: str = "",
+    loss_scale: LossScale | str | None = None,
 ) -> Graph:
     """Capture `model` on example inputs as one graph.
 
@@ -58,6 +62,10 @@ def trace(
         initialisers: How parameters are filled before the first step (`superscaler.ir.deferred`), for a
             model on the meta device.
         name: The graph's name; by default the model's class, in lower case.
+        autocast: ``"bfloat16"`` or ``"float16"``: the forward pass computes as under ``torch.autocast``, and
+            parameters stay as precise as they are.
+        loss_scale: A `LossScale`, or ``"dynamic"`` for its defaults: gradients are those of the loss times a
+            number that shrinks when they overflow; such a step is skipped.
 
     Raises:
         TraceError: The model branches on the values of tensors, its loss is no scalar, or it holds an
@@ -66,8 +74,11 @@ def trace(
     bound = _bind(model, args, kwargs or {})
     parameters = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
+    scaling = LossScale.of(loss_scale) if optimizer else None
     trainable = [key for key, value in parameters.items() if value.requires_grad] if optimizer else []
-    captured, overwritten = _capture(model, bound, {**parameters, **buffers}, loss, trainable)
+    captured, overwritten = _capture(
+        model, bound, {**parameters, **buffers}, loss, trainable, autocast, scaling is not None
+    )
     _check_overwritten(overwritten, parameters, captured, is_training=optimizer is not None)
     graph = import_fx(
         captured,
@@ -78,9 +89,10 @@ def trace(
         trainable=trainable,
         overwritten=overwritten,
         step=STEP,
+        scale=SCALE if scaling else "",
     )
     if optimizer:
-        graph = append_updates(graph, optimizer, trainable)
+        graph = append_updates(graph, optimizer, trainable, scaling)
     stored = {**parameters, **buffers}
     recorded = deferred.recorded(model)
     values = {key: value.detach() for key, value in stored.items() if not value.is_meta} | recorded.values
@@ -88,6 +100,7 @@ def trace(
         initialisers = recorded.steps
     graph = replace(
         graph,
+        autocast=autocast,
         values={**graph.values, **values},
         initialisers={key: tuple(tuple(step) for step in steps) for key, steps in initialisers.items()},
         saved_as={**_saved_as(model, stored), **dict.fromkeys(graph.values, ())},
@@ -142,6 +155,8 @@ def _capture(
     stored: Mapping[str, torch.Tensor],
     loss: Callable[[Any], torch.Tensor] | None,
     trainable: list[str],
+    autocast: str,
+    is_scaled: bool,
 ) -> tuple[torch.fx.GraphModule, tuple[str, ...]]:
     """The joint graph, and the names of the stored tensors it overwrites: their new values are its last results."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -150,26 +165,29 @@ def _capture(
         stored_fakes = [_fake(value, key in trainable) for key, value in stored.items()]
         leaf_fakes = [_fake(leaf, False) for leaf in leaves if isinstance(leaf, torch.Tensor)]
         step = torch.empty((), dtype=torch.int64)
+        scale = [torch.empty(())] if is_scaled else []
 
-    def joint(stored_values: list[Any], inputs: list[Any], step_value: Any) -> list[Any]:
+    def joint(stored_values: list[Any], inputs: list[Any], step_value: Any, scales: list[Any]) -> list[Any]:
         provenance = Provenance(Capture(step_value))
         fed = iter(inputs)
         rebuilt = [next(fed) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         values = dict(zip(stored, stored_values, strict=True))
-        with provenance, provenance.watching(model):
+        with provenance, provenance.watching(model), autocast_to(autocast):
             call = inspect.BoundArguments(bound.signature, pytree.tree_unflatten(rebuilt, structure))
             output = torch.func.functional_call(model, values, call.args, call.kwargs)
             target = _scalar(output, loss, model) if trainable else None
         if target is None:
             return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
         with noting({"call": -1, "module": "", "source": "", "phase": "B"}):
-            gradients = torch.autograd.grad(target, [values[key] for key in trainable], allow_unused=True)
+            seed = scales[0].to(target.dtype).reshape(target.shape) if scales else None
+            wanted = [values[key] for key in trainable]
+            gradients = torch.autograd.grad(target, wanted, seed, allow_unused=True)
         return [target, *gradients]
 
     try:
         with unrolled_checkpoints(), torch.enable_grad() if trainable else torch.no_grad():
             captured = make_fx(joint, tracing_mode="fake", _allow_non_fake_inputs=True)(
-                stored_fakes, leaf_fakes, step
+                stored_fakes, leaf_fakes, step, scale
             )
     except (DataDependentOutputException, GuardOnDataDependentSymNode) as error:
         raise TraceError(
@@ -183,7 +201,7 @@ def _capture(
             where=failing_line(error),
             remedy=f"declare them: torch.library.register_fake({kind_of(error.func).replace('.', '::')!r})",
         ) from None
-    functional, overwritten = without_mutations(captured, (stored_fakes, leaf_fakes, step))
+    functional, overwritten = without_mutations(captured, (stored_fakes, leaf_fakes, step, scale))
     return functional, tuple(list(stored)[number] for number in overwritten)
 
 

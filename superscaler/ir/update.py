@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from superscaler.ir.graph import Graph, Operator, Phase, Ref
+from superscaler.ir.loss_scale import LossScale
 from superscaler.ir.optimizers import MASTER, Optimizer
 from superscaler.ir.tensor import DTYPE_BYTES, Role, Tensor
 
@@ -18,8 +19,14 @@ NORM = "grad_norm"
 """Name of the output that holds the norm of all gradients, before they are clipped."""
 
 
-def append_updates(graph: Graph, optimizer: Optimizer, trainable: Sequence[str]) -> Graph:
-    """Add the optimizer's operator for every parameter that has a gradient.
+SCALE = "loss_scale"
+"""Name of the tensor that holds what the loss is multiplied by in this step."""
+
+
+def append_updates(
+    graph: Graph, optimizer: Optimizer, trainable: Sequence[str], scaling: LossScale | None = None
+) -> Graph:
+    """Add the optimizer's operator for every parameter that has a gradient, and what it must know of all of them.
 
     Raises:
         TraceError: An override of the optimizer means no parameter, or no option.
@@ -28,8 +35,12 @@ def append_updates(graph: Graph, optimizer: Optimizer, trainable: Sequence[str])
     optimizer.check_overrides(trained)
     builder = _Builder(graph)
     scalars: dict[str, str] = {}
+    if scaling and trained:
+        scalars |= builder.loss_scale(trained, scaling)
     if optimizer.clip_norm is not None and trained:
-        scalars["gradient_scale"] = builder.clip(trained, optimizer.clip_norm)
+        scalars["gradient_scale"] = builder.clip(trained, optimizer.clip_norm, is_scaled=bool(scaling))
+    elif scaling and trained:
+        scalars["gradient_scale"] = builder.number("inverse_scale", "inverse_scale", (SCALE,))
     for key in trained:
         builder.update(key, optimizer.for_parameter(key), scalars)
     return builder.finished()
@@ -55,12 +66,44 @@ class _Builder:
             outputs=tuple(self.outputs),
         )  # fmt: skip
 
-    def clip(self, trained: Sequence[str], max_norm: float) -> str:
+    def loss_scale(self, trained: Sequence[str], scaling: LossScale) -> dict[str, str]:
+        """The scale, how it changes, and whether this step is skipped; returns what updates read, by keyword."""
+        scale, good_steps, updates = (
+            self.state(f"{SCALE}/{name}") for name in ("scale", "good_steps", "updates")
+        )
+        refs = tuple(Ref(index) for index in range(3))
+        init = (("init", scaling.init),)
+        self.operators.insert(
+            0, Operator(SCALE, "loss_scale", (scale, STEP), (SCALE,), refs[:2], init, Phase.PREPARE)
+        )
+        count = self.sum_over_gradients(trained, "count_nonfinite")
+        overflow = self.number(f"{SCALE}/overflow", "overflows", (count,), dtype="bool")
+        self.updates[updates] = self.number(f"{updates}/new", "count_updates", (updates, overflow))
+        fresh = (f"{scale}/new", f"{good_steps}/new")
+        for old, new in zip((scale, good_steps), fresh, strict=True):
+            self.tensors[new] = replace(self.tensors[old], name=new, role=Role.ACTIVATION)
+            self.updates[old] = new
+        rates = (("growth", scaling.growth), ("backoff", scaling.backoff), ("interval", scaling.interval))
+        reads = (SCALE, good_steps, overflow)
+        self.operators.append(Operator(fresh[0], "next_loss_scale", reads, fresh, refs, rates, Phase.UPDATE))
+        return {"skip": overflow, "count": self.updates[updates]}
+
+    def state(self, name: str) -> str:
+        """A stored number, 0 before the first step."""
+        self.tensors[name] = Tensor(name, (), "float32", Role.STATE)
+        return name
+
+    def clip(self, trained: Sequence[str], max_norm: float, *, is_scaled: bool) -> str:
         """The norm of all gradients as an output, and the number that keeps it within `max_norm`."""
         squares = self.sum_over_gradients(trained, "squared_norm")
-        norm = self.number(NORM, "gradient_norm", (squares,))
+        norm = (
+            self.number(NORM, "unscaled_norm", (squares, SCALE))
+            if is_scaled
+            else self.number(NORM, "gradient_norm", (squares,))
+        )
         self.outputs.append(norm)
-        return self.number("clip_coefficient", "clip_coefficient", (norm,), max_norm=max_norm)
+        coefficient = self.number("clip_coefficient", "clip_coefficient", (norm,), max_norm=max_norm)
+        return self.number("unscale", "unscale", (coefficient, SCALE)) if is_scaled else coefficient
 
     def sum_over_gradients(self, trained: Sequence[str], kind: str) -> str:
         """One number: the sum over all gradients of what `kind` makes of each."""
@@ -78,9 +121,11 @@ class _Builder:
         self.operators.append(Operator(name, "total", tuple(numbers), (name,), (refs,), phase=Phase.UPDATE))
         return name
 
-    def number(self, name: str, kind: str, reads: tuple[str, ...], module: str = "", **keywords: Any) -> str:
+    def number(
+        self, name: str, kind: str, reads: tuple[str, ...], module: str = "", dtype: str = "", **keywords: Any
+    ) -> str:
         """An operator of the update that makes one number, at least as precise as what it reads."""
-        dtype = "float64" if self.tensors[reads[0]].dtype == "float64" else "float32"
+        dtype = dtype or ("float64" if self.tensors[reads[0]].dtype == "float64" else "float32")
         self.tensors[name] = Tensor(name, (), dtype, Role.ACTIVATION)
         refs = tuple(Ref(index) for index in range(len(reads)))
         self.operators.append(

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from superscaler.ir.autocast import WholeAutocast
 from superscaler.ir.batch_norm import batch_norm
 from superscaler.ir.grouped_mm import grouped_mm
 
@@ -183,12 +184,13 @@ class Capture:
     def __init__(self, step: Tensor) -> None:
         self.step = step
         self.dropouts = 0
+        autocast = WholeAutocast()
         self.table: dict[Any, Callable[..., Any]] = {
-            F.linear: self.linear,
-            F.scaled_dot_product_attention: self.attention,
-            F.cross_entropy: self.cross_entropy,
+            F.linear: autocast.lower(self.linear),
+            F.scaled_dot_product_attention: autocast.lower(self.attention),
+            F.cross_entropy: autocast.single(self.cross_entropy),
             F.dropout: self.dropout,
-            F.mse_loss: self.mse_loss,
+            F.mse_loss: autocast.single(self.mse_loss),
             F.batch_norm: batch_norm,
             torch._grouped_mm: grouped_mm,  # pyright: ignore[reportPrivateImportUsage]
             F.dropout1d: self.feature_dropout,

@@ -116,7 +116,7 @@ def compute_sums_beforehand(graph: Graph, axes: Axes) -> Graph:
 
 
 def _collect_sources(graph: Graph, tensor: str, reader: Operator, early: dict[str, Operator]) -> None:
-    """Everything `tensor` is computed from, back to the inputs."""
+    """Everything `tensor` is computed from, back to the inputs and to what is known beforehand anyway."""
     pending = [tensor]
     while pending:
         name = pending.pop()
@@ -128,7 +128,7 @@ def _collect_sources(graph: Graph, tensor: str, reader: Operator, early: dict[st
                 remedy="use micro_batches=1, or a layer that treats each sample alone",
             )
         writer = graph.writer.get(name)
-        if writer is not None and writer.name not in early:
+        if writer is not None and writer.phase is not Phase.PREPARE and writer.name not in early:
             early[writer.name] = writer
             pending += writer.reads
 
@@ -158,4 +158,6 @@ def _with_copies(graph: Graph, ordered: list[Operator], phases: Mapping[str, Pha
         replace(operator, reads=tuple(copied[name] if name in waiting else name for name in operator.reads))
         for operator in graph.operators
     ]
-    return replace(graph, tensors=tensors, operators=(*copies, *operators))
+    prepared = [operator for operator in operators if operator.phase is Phase.PREPARE]
+    others = [operator for operator in operators if operator.phase is not Phase.PREPARE]
+    return replace(graph, tensors=tensors, operators=(*prepared, *copies, *others))

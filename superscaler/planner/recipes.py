@@ -175,6 +175,9 @@ def tensor_parallel_axes(p: Planner) -> list[Axis]:
     batch = set(batch_axes(p.graph, p.axes))
     products = [operator for operator in p.graph.operators if row_of(operator).flops_per_point == 2]
     weights = {tensor.name for tensor in p.graph.stored()}
+    for operator in p.graph.operators:  # a weight in lower precision is still one
+        if operator.kind == "aten._to_copy" and weights.issuperset(operator.reads):
+            weights.update(operator.writes)
     candidates = dict.fromkeys(
         axis
         for operator in products

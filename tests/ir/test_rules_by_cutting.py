@@ -88,7 +88,8 @@ def test_every_kind_that_can_be_cut_somewhere_is_cut_here():
             "aten.tril_indices", "aten.triu_indices"}  # fmt: skip
     looked_at_as_one_row = {"as_strided", "as_strided_scatter", "aten.masked_scatter", "aten.trace"}
     reduced = {"aten.min", "aten.median", "aten.prod", "aten.any", "aten.all", "aten.norm.Scalar"}
-    of_numbers = {"total", "gradient_norm", "clip_coefficient"}
+    of_numbers = {"total", "gradient_norm", "clip_coefficient", "loss_scale", "overflows", "unscaled_norm", "unscale",
+                  "inverse_scale", "count_updates", "next_loss_scale"}  # fmt: skip
     whole = made | looked_at_as_one_row | reduced | of_numbers
     assert {kind for kind in BUILT_IN if not any(case.call(kind).cuttable() for case in CASES[kind])} == whole
 

@@ -47,5 +47,6 @@ POINTWISE = {
     **{f"aten.{name}": Kind(pointwise, f"F.{name}") for name in _OF_FUNCTIONAL.split()},
     **{f"aten.{name}": Kind(pointwise) for name in _OF_ATEN.split()},
     "aten._prelu_kernel_backward": Kind(pointwise, outputs=("dx", "dweight")),
+    "widen": Kind(pointwise, "torch.Tensor.to", linear=True),
     "aten._conj": Kind(pointwise, "torch.conj_physical"),
 }

@@ -24,7 +24,15 @@ UPDATES = {
         for kind, optimizer in OPTIMIZERS.items()
     },
     "squared_norm": Kind("*p -> .", "ops.squared_norm"),
+    "count_nonfinite": Kind("*p -> .", "ops.count_nonfinite"),
     "total": Kind(_numbers, "ops.total", linear=True),
     "gradient_norm": Kind(_numbers, "ops.gradient_norm"),
     "clip_coefficient": Kind(_numbers, "ops.clip_coefficient"),
+    "loss_scale": Kind(_numbers, "ops.loss_scale"),
+    "overflows": Kind(_numbers, "ops.overflows"),
+    "unscaled_norm": Kind(_numbers, "ops.unscaled_norm"),
+    "unscale": Kind(_numbers, "ops.unscale"),
+    "inverse_scale": Kind(_numbers, "ops.inverse_scale"),
+    "count_updates": Kind(_numbers, "ops.count_updates"),
+    "next_loss_scale": Kind(_numbers, "ops.next_loss_scale", ("", "good_steps")),
 }

@@ -30,6 +30,17 @@ from superscaler.runtime.ops.layer_norm import layer_norm_backward
 from superscaler.runtime.ops.learning_rate import constant_rate, cosine_rate, linear_rate
 from superscaler.runtime.ops.linear import linear_bias_gradient, linear_input_gradient, linear_weight_gradient
 from superscaler.runtime.ops.lion import lion, lion_
+from superscaler.runtime.ops.loss_scale import (
+    count_nonfinite,
+    count_updates,
+    counts_nonfinite,
+    inverse_scale,
+    loss_scale,
+    next_loss_scale,
+    overflows,
+    unscale,
+    unscaled_norm,
+)
 from superscaler.runtime.ops.sgd import sgd, sgd_
 from superscaler.runtime.ops.shapes import as_strided, as_strided_scatter, repeat
 
@@ -54,6 +65,9 @@ __all__ = [
     "convolution_input_gradient",
     "convolution_weight_gradient",
     "cosine_rate",
+    "count_nonfinite",
+    "count_updates",
+    "counts_nonfinite",
     "cross_entropy",
     "cross_entropy_backward",
     "dropout",
@@ -64,6 +78,7 @@ __all__ = [
     "group_norm",
     "group_norm_backward",
     "grouped_mm",
+    "inverse_scale",
     "layer_norm_backward",
     "linear_bias_gradient",
     "linear_input_gradient",
@@ -71,10 +86,15 @@ __all__ = [
     "linear_weight_gradient",
     "lion",
     "lion_",
+    "loss_scale",
+    "next_loss_scale",
+    "overflows",
     "repeat",
     "sgd",
     "sgd_",
     "squared_norm",
     "squared_norms",
     "total",
+    "unscale",
+    "unscaled_norm",
 ]

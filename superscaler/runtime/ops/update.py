@@ -40,7 +40,7 @@ def functional(rule: Rule) -> Callable[..., Any]:
     ) -> Any:  # fmt: skip
         *states, step = states_and_step
         old = [p, *states]
-        number = int(step if count is None else count)
+        number = max(1, int(step if count is None else count))  # 0 where the very first is skipped
         if master_weights:
             *states, master = states
             p = p.to(master.dtype) if number == 1 else master

@@ -99,6 +99,7 @@ CASES = {
     "aten.masked_fill.Scalar": [case(real(2, 3, 4), flags(3, 1), 7.0)],
     "aten.masked_fill.Tensor": [case(real(2, 3, 4), flags(3, 4), real())],
     "aten._to_copy": one(real, dtype="torch.float32"),
+    "widen": one(real, "torch.float64"),
     "aten.fill.Tensor": [case(real(3, 4), real())],
     "aten.fill.Scalar": one(real, 2.0),
     **each("complex polar", two, wide),

@@ -28,4 +28,14 @@ CASES = {
     "total": [case([real(), real(), real()])],
     "gradient_norm": [case(positive())],
     "clip_coefficient": [case(positive(), max_norm=0.5)],
+    "count_nonfinite": [case(real(5, 4))],
+    "loss_scale": [case(positive(), _STEP, init=4.0)],
+    "overflows": [case(positive())],
+    "unscaled_norm": [case(positive(), positive())],
+    "unscale": [case(positive(), positive())],
+    "inverse_scale": [case(positive())],
+    "count_updates": [case(positive(), torch.tensor(True))],
+    "next_loss_scale": [
+        case(positive(), torch.tensor(1.0), torch.tensor(False), growth=2.0, backoff=0.5, interval=2)
+    ],
 }
