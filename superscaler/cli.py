@@ -14,7 +14,7 @@ _EPILOG = """\
 examples:
   superscaler compile models/gpt.py:tiny --cluster local:4 --plan dp=2,tp=2 -o build/gpt
   torchrun --nproc-per-node 4 build/gpt/train.py --steps 20 --data build/text.safetensors
-  superscaler compile models/gpt.py:tiny --inference --inputs tokens -o build/gpt-run
+  superscaler compile models/gpt.py:tiny --inference --inputs tokens --dynamic tokens=batch,seq -o build/gpt-run
   python build/gpt-run/run.py --data build/text.safetensors --out build/logits.safetensors
   superscaler check models/gpt.py:tiny --cluster local:4 --plan tp=2,pp=2,micro_batches=2
   superscaler show build/gpt
@@ -80,6 +80,14 @@ def _add_model(parser: argparse.ArgumentParser, name: str) -> None:
     )
     parser.add_argument(
         "--inputs", metavar="NAMES", help="which of the example inputs to pass, such as tokens (default all)"
+    )
+    parser.add_argument(
+        "--dynamic",
+        action="append",
+        default=[],
+        metavar="INPUT=DIMS",
+        help="with --inference: sizes that vary from run to run, a name per dim of an input and - for one that "
+        "stays, such as tokens=batch,seq",
     )
     _add_optimizer(parser)
     parser.add_argument(
@@ -194,6 +202,19 @@ def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def _dynamic(pairs: Sequence[str]) -> dict[str, list[str | None]]:
+    """Input -> the names of its dims that vary."""
+    named: dict[str, list[str | None]] = {}
+    for pair in pairs:
+        name, equals, dims = pair.partition("=")
+        if not equals or not dims:
+            raise TraceError(
+                f"--dynamic {pair!r} is not INPUT=DIMS", remedy="write --dynamic tokens=batch,seq"
+            )
+        named[name] = [None if dim.strip() in ("", "-") else dim.strip() for dim in dims.split(",")]
+    return named
+
+
 def _number_or_text(value: str) -> float | str:
     try:
         return float(value)
@@ -236,7 +257,13 @@ def _trace(options: argparse.Namespace, model: tuple[Any, Any] | None = None, de
             model = _model(options)
     with _progress("tracing"):
         optimizer = None if options.inference else _optimizer(options)
-        return trace(*model, optimizer=optimizer, autocast=options.autocast, loss_scale=options.loss_scale)
+        return trace(
+            *model,
+            optimizer=optimizer,
+            autocast=options.autocast,
+            loss_scale=options.loss_scale,
+            dynamic=_dynamic(options.dynamic),
+        )
 
 
 def _plan(options: argparse.Namespace, model: tuple[Any, Any] | None = None, deferred: bool = False) -> Any:

@@ -12,6 +12,7 @@ from superscaler.codegen.lower import lower
 from superscaler.codegen.memory import free_values
 from superscaler.codegen.program import Program
 from superscaler.codegen.verify import verify_programs
+from superscaler.ir.dynamic import Dynamic
 from superscaler.ir.graph import Graph
 from superscaler.ir.loss_scale import LossScale
 from superscaler.ir.optimizers import Optimizer
@@ -91,14 +92,17 @@ def compile(
     optimizer: Optimizer | None = None,
     autocast: str = "",
     loss_scale: LossScale | str | None = None,
+    dynamic: Dynamic | None = None,
     save: str | Path | None = None,
 ) -> CompiledPlan:
-    """Trace, plan and verify a model; with `save`, write its build folder.
+    """Trace, plan and verify a model, as `trace` and `plan` do; with `save`, write its build folder.
 
     Raises:
         SuperscalerError: Some step failed; the message says which, where, and what to do.
     """
-    graph = trace(model, args, kwargs, loss, optimizer, autocast=autocast, loss_scale=loss_scale)
+    graph = trace(
+        model, args, kwargs, loss, optimizer, autocast=autocast, loss_scale=loss_scale, dynamic=dynamic
+    )
     compiled = _plan(graph, cluster, plan).verify()
     if save is not None:
         compiled.save(save)

@@ -4,7 +4,8 @@
     ├── TraceError        the model cannot be captured, or an operator has no rule
     ├── PlanError         a plan that cannot be: cuts, places or orders that make no sense
     ├── VerificationError a plan or program that would compute something else, or hang
-    └── BuildError        a build folder, data file or checkpoint that does not fit
+    ├── BuildError        a build folder, data file or checkpoint that does not fit
+    └── SizeError         inputs whose sizes a graph or build with sizes that vary does not allow
 
 A message names the thing, the place in the user's code, and the remedy, in that order.
 Programmer errors are assertions, never one of these.
@@ -45,3 +46,7 @@ class VerificationError(SuperscalerError):
 
 class BuildError(SuperscalerError):
     """A build folder, data file or checkpoint is missing, damaged, or made for something else."""
+
+
+class SizeError(SuperscalerError):
+    """Inputs are of sizes that a graph or build with sizes that vary does not allow."""

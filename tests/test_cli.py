@@ -150,6 +150,8 @@ MISTAKES = [
     (["show", "{dir}/import_error.py:tiny"], "import_error.py:2"),
     (["show", "{dir}"], "is not a build folder"),
     (["check", TINY, "--plan", "pp=2"], "'pp=2' needs 2 devices"),
+    (["show", TINY, "--inference", "--dynamic", "tokens"], "--dynamic 'tokens' is not INPUT=DIMS"),
+    (["show", TINY, "--dynamic", "tokens=batch"], "sizes that vary are for inference"),
     (["show", TINY, "--inputs", "words"], "--inputs words: the model's file gives no 'words'"),
     (["compile", TINY, "--plan", "tp=0", "-o", "{dir}/out"], "a number below 1"),
 ]
@@ -209,11 +211,12 @@ def test_compile_writes_a_folder_that_show_prints(capsys, tmp_path):
 
 def test_compile_for_inference_writes_a_program_that_runs_a_file(capsys, tmp_path):
     folder = tmp_path / "gpt"
-    options = ["--inference", "--inputs", "tokens", "-o", str(folder), *SMALL]
+    options = ["--inference", "--inputs", "tokens", "--dynamic", "tokens=batch,-", "-o", str(folder), *SMALL]
     code, out, err = run(capsys, "compile", TINY, *options)
     assert code == 0, err
     assert f"torchrun --nproc-per-node 1 {folder}/run.py --out OUTPUTS.safetensors" in out
     assert not (folder / "train.py").exists()
+    assert "batch: tokens [batch, 8]" in (folder / "plan.txt").read_text()
     done = subprocess.run(
         [sys.executable, str(folder / "run.py"), "--help"], capture_output=True, text=True, check=False
     )

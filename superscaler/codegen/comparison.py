@@ -17,6 +17,7 @@ from superscaler.codegen.virtual import run_step
 from superscaler.errors import PlanError
 from superscaler.ir.graph import Graph
 from superscaler.ir.interpret import interpret
+from superscaler.ir.size import at_sizes, bind_sizes
 from superscaler.ir.tensor import Role
 from superscaler.planner.plan import Plan
 
@@ -84,10 +85,11 @@ def compare_programs_with_eager(
 
     Raises:
         VerificationError: The programs hang or fail.
+        SizeError: The inputs are of sizes the plan is not for.
     """
-    graph = plan.graph
     call = _bind(model, args, kwargs or {})
-    batch = name_inputs(graph, call)
+    batch = name_inputs(plan.graph, call)
+    graph, programs = _at_sizes(plan, programs, batch)
     state = initial_state(graph, model)
     has_dropout = any(
         operator.kind == "dropout" and operator.keyword("p", 0.0) for operator in graph.operators
@@ -138,6 +140,19 @@ def _floors(graph: Graph, kind: str, truth: Mapping[str, Tensor]) -> dict[str, f
         largest = max((truth[name].abs().max().item() for name in names if truth[name].numel()), default=0.0)
         floors.update(dict.fromkeys(names, _SMALL * largest))
     return floors
+
+
+def _at_sizes(
+    plan: Plan, programs: Sequence[Program], batch: Mapping[str, Tensor]
+) -> tuple[Graph, Sequence[Program]]:
+    """Graph and programs for the sizes of a batch, where the plan is for several."""
+    graph = plan.graph
+    if not graph.sizes:
+        return graph, programs
+    declared = {name: graph.tensors[name].shape for name in graph.inputs}
+    shapes = {name: value.shape for name, value in batch.items()}
+    sizes = bind_sizes(declared, shapes, plan.requirements, f"the plan {plan.name!r} for {graph.name}")
+    return graph.bind(shapes), at_sizes(tuple(programs), sizes)
 
 
 def name_inputs(graph: Graph, call: inspect.BoundArguments) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from superscaler.codegen.sizes import Sizes
 from superscaler.ir.graph import Ref
 from superscaler.ir.kinds import call_name
 from superscaler.ir.layout import Extent
+from superscaler.ir.size import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,10 @@ def call(
         return literal(value, sizes, text)
 
     if kind in _INFIX and not keywords and len(arguments) == 2:
-        sides = [reads[a.index].atom if isinstance(a, Ref) else text(a) for a in arguments]
+        sides = [
+            reads[a.index].atom if isinstance(a, Ref) else sizes.factor(a) if isinstance(a, Size) else text(a)
+            for a in arguments
+        ]
         return Text(f"{sides[0]} {_INFIX[kind]} {sides[1]}", is_atom=False)
     if kind == "aten.neg":
         return Text(f"-{reads[0].atom}", is_atom=False)
@@ -118,6 +122,8 @@ def literal(value: Any, sizes: Sizes, text: Callable[[Any], str] | None = None) 
         return sizes.extent(value)
     if isinstance(value, Offset):
         return sizes.offset(value)
+    if isinstance(value, Size):
+        return sizes.number(value)
     if isinstance(value, (list, tuple)):
         inside = ", ".join(map(text, value))
         return f"[{inside}]" if isinstance(value, list) or len(value) != 1 else f"({inside},)"

@@ -60,8 +60,9 @@ class Function:
 
     def __init__(self, stage: Stage, name: str, prefix: str = "", numbers: Sequence[int] = ()) -> None:
         self.stage, self.name, self.prefix, self.numbers = stage, name, prefix, numbers
-        self.sizes = Sizes(stage.program.mesh, stage.cuts)
-        self.scope = Scope((*RESERVED, *stage.program.mesh.names))
+        symbols = name_symbols(stage)
+        self.sizes = Sizes(stage.program.mesh, stage.cuts, symbols)
+        self.scope = Scope((*RESERVED, *stage.program.mesh.names, *symbols.values()))
         self.lines: list[str] = []
         self.used: set[str] = set()
         self.special: dict[str, str] = {}
@@ -434,8 +435,14 @@ class Function:
     def needs(self) -> set[str]:
         """Arguments it uses, beyond values passed in."""
         extra = set()
-        if self.sizes.used_axes - {"mb"}:
+        if self.sizes.needs_runtime:
             extra.add("rt")
         if self.sizes.uses_micro_batch:
             extra.add("mb")
         return self.used | extra
+
+
+def name_symbols(stage: Stage) -> dict[str, str]:
+    """The variable of each size that varies: named like it, or ``batch_size`` where that name means something else."""
+    taken = {*RESERVED, *stage.program.mesh.names}
+    return {name: f"{name}_size" if name in taken else name for name in stage.graph.sizes}

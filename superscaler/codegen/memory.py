@@ -102,7 +102,8 @@ def peak_memory(program: Program) -> MemoryUse:
     """The largest memory over the whole step, by exact liveness over the stage's order of tasks.
 
     A value counts from its write to its Free; views share their operand's memory; updates of stored values
-    are in place. Where pieces are uneven the largest counts. Scratch memory within an operator is not known.
+    are in place. Where pieces are uneven the largest counts; sizes that vary are those of the example. Scratch
+    memory within an operator is not known.
     """
     return _Account(program).peak()
 
@@ -219,7 +220,8 @@ class _Account:
         for name in roots:
             value = self.program.values[name]
             elements = prod(
-                extent.constant * prod(max(pieces) for _, pieces in extent.tables) for extent in value.shape
+                int(extent.constant) * prod(max(pieces) for _, pieces in extent.tables)
+                for extent in value.shape
             )
             times = (
                 self.program.mesh.micro_batches if name in self.program.fed and uses_time(value.layout) else 1

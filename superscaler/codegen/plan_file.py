@@ -10,6 +10,7 @@ from superscaler.codegen.program import Exchange, Program
 from superscaler.ir.graph import Graph
 from superscaler.ir.layout import Extent, Layout
 from superscaler.ir.mesh import TIME
+from superscaler.ir.size import Size
 from superscaler.ir.tensor import Role
 from superscaler.ir.text import format_graph
 from superscaler.planner.exchange import exchange_moves
@@ -54,9 +55,21 @@ def describe_build(
         "initialisers": {name: [list(step) for step in steps] for name, steps in graph.initialisers.items()},
         "exchanges": _exchanges(plan, programs),
     }
+    if graph.sizes:
+        described["sizes"] = dict(graph.sizes)
+        described["requirements"] = [[one.condition, one.reason] for one in plan.requirements]
     text = format_graph(graph) + repr((plan.name, described["stages"], [str(p.tasks) for p in programs]))
     described["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
-    return described
+    return _with_sizes_as_text(described)
+
+
+def _with_sizes_as_text(value: Any) -> Any:
+    """Sizes that vary as ``{"size": "batch / 2"}``, wherever they are."""
+    if isinstance(value, Size):
+        return {"size": str(value)}
+    if isinstance(value, dict):
+        return {key: _with_sizes_as_text(item) for key, item in value.items()}
+    return [_with_sizes_as_text(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def entry_name(plan: Plan) -> str:

@@ -7,6 +7,7 @@ from superscaler.codegen.program import Offset, Program
 from superscaler.ir.axes import Axes
 from superscaler.ir.layout import Extent
 from superscaler.ir.mesh import TIME, Mesh
+from superscaler.ir.size import Size, as_python, symbols_in
 
 Cut = tuple[tuple[str, ...], tuple[int, ...]]
 """The mesh axes that cut a dim, and the sizes of the pieces."""
@@ -27,9 +28,10 @@ def name_cuts(program: Program, axes: Axes) -> dict[Cut, str]:
 class Sizes:
     """Writes sizes and offsets within one function, and remembers the variables it needs."""
 
-    def __init__(self, mesh: Mesh, cuts: Mapping[Cut, str]) -> None:
-        self.mesh, self.cuts = mesh, cuts
+    def __init__(self, mesh: Mesh, cuts: Mapping[Cut, str], symbols: Mapping[str, str] | None = None) -> None:
+        self.mesh, self.cuts, self.symbols = mesh, cuts, symbols or {}
         self.used_axes: set[str] = set()
+        self.used_symbols: set[str] = set()
         self._variables: dict[tuple, tuple[str, str]] = {}
 
     @property
@@ -46,6 +48,11 @@ class Sizes:
         """Where this device, or the running micro-batch, lies along an axis."""
         return self.axis(name) if name == TIME else f"{self.axis(name)}.coordinate"
 
+    @property
+    def needs_runtime(self) -> bool:
+        """Whether something depends on the device, or on sizes that vary."""
+        return bool(self.used_axes - {TIME} or self.used_symbols)
+
     def lines(self, loaded: Iterable[str] = ()) -> list[str]:
         """The variables, to stand at the top of the function."""
         wanted = [name for name in self.mesh.names if name in self.used_axes and name not in loaded]
@@ -54,13 +61,31 @@ class Sizes:
             if wanted
             else []
         )
+        symbols = [name for name in self.symbols if name in self.used_symbols]
+        if symbols:
+            variables = ", ".join(self.symbols[name] for name in symbols)
+            lines.append(f'{variables} = {", ".join(f"""rt.size("{name}")""" for name in symbols)}')
         return lines + [f"{name} = {text}" for name, text in self._variables.values()]
+
+    def number(self, size: int) -> str:
+        """The text of a number, which may vary from run to run."""
+        if not isinstance(size, Size):
+            return str(size)
+        self.used_symbols.update(symbols_in(str(size)))
+        return as_python(size, self.symbols.__getitem__)
+
+    def factor(self, size: int) -> str:
+        """The text of a number beside an operator."""
+        text = self.number(size)
+        return f"({text})" if " " in text else text
 
     def extent(self, extent: Extent) -> str:
         """The text of a size."""
         factors = [self._variable("size", cut, 1) for cut in extent.tables]
-        if extent.constant != 1 or not factors:
-            factors.insert(0, str(extent.constant))
+        if not factors:
+            return self.number(extent.constant)
+        if extent.constant != 1:
+            factors.insert(0, self.factor(extent.constant))
         return " * ".join(factors)
 
     def shape(self, shape: Iterable[Extent]) -> str:
@@ -88,7 +113,7 @@ class Sizes:
         if key not in self._variables:
             base = self.cuts.get(cut, "piece")
             base = f"{base}_start" if what == "start" else f"{base}_size"
-            taken = {name for name, _ in self._variables.values()}
+            taken = {name for name, _ in self._variables.values()} | set(self.symbols.values())
             name = next(
                 n for n in (base, *(f"{base}_{i}" for i in range(2, len(taken) + 3))) if n not in taken
             )
@@ -102,6 +127,7 @@ class Sizes:
             index = f"{index} * {self.mesh.size(name)} + {self.coordinate(name)}"
             index = f"({index})" if name != axes[-1] else index
         if what == "start" and len(set(pieces)) == 1:
-            return f"({index}) * {scale * pieces[0]}" if len(axes) > 1 else f"{index} * {scale * pieces[0]}"
+            step = self.factor(scale * pieces[0])
+            return f"({index}) * {step}" if len(axes) > 1 else f"{index} * {step}"
         starts = [scale * sum(pieces[:i]) for i in range(len(pieces))]
-        return f"({', '.join(map(str, starts if what == 'start' else pieces))})[{index}]"
+        return f"({', '.join(map(self.number, starts if what == 'start' else pieces))})[{index}]"

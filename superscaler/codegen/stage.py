@@ -135,10 +135,10 @@ class Stage:
         return self.hints[self.value(name).tensor]
 
     def num_bytes(self, name: str) -> int:
-        """Largest size of a value on a device."""
+        """Largest size of a value on a device, in the example."""
         value, count = self.value(name), 1
         for extent in value.shape:
-            count *= extent.constant
+            count *= int(extent.constant)
             for _, pieces in extent.tables:
                 count *= max(pieces)
         return count * DTYPE_BYTES[value.dtype]

@@ -99,7 +99,7 @@ class _Atoms:
                 continue
             if self.size[a] < self.size[b]:
                 a, b, left, right = b, a, right, left
-            if self.size[a] % self.size[b]:
+            if self.size[a] % self.size[b] != 0:
                 return False
             self.parts[a] = (self.new(self.size[b]), self.new(self.size[a] // self.size[b]))
             left += self.leaves(self.parts[a])[::-1]

@@ -1,7 +1,7 @@
 """Functional: a captured graph in which nothing is overwritten, whatever the model did (``x += 1``)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.fx.traceback as fx_traceback
@@ -9,12 +9,15 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 
-def without_mutations(captured: GraphModule, inputs: Sequence[Any]) -> tuple[GraphModule, tuple[int, ...]]:
+def without_mutations(
+    captured: GraphModule, inputs: Sequence[Any], tracing_mode: Literal["fake", "symbolic"] = "fake"
+) -> tuple[GraphModule, tuple[int, ...]]:
     """The same graph with every in-place operator as its functional twin; the notes of its nodes are kept.
 
     Args:
         captured: A traced graph whose first input is the list of stored tensors.
         inputs: The fake inputs it was traced on.
+        tracing_mode: As for ``make_fx``.
 
     Returns:
         The graph, and the numbers of the stored tensors the model overwrites, whose new values are appended to
@@ -29,7 +32,7 @@ def without_mutations(captured: GraphModule, inputs: Sequence[Any]) -> tuple[Gra
 
     functional = torch.func.functionalize(run, remove="mutations")
     with torch.no_grad():
-        result = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        result = make_fx(functional, tracing_mode=tracing_mode, _allow_non_fake_inputs=True)(*inputs)
     return result, _return_copies_back(result, len(inputs[0]))
 
 

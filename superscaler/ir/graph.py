@@ -1,12 +1,13 @@
 """Graph: one training step of one batch, forward, backward and update, as operators on logical tensors."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 from superscaler.errors import PlanError
+from superscaler.ir.size import Requirement, at_sizes, bind_sizes
 from superscaler.ir.tensor import Role, Tensor
 
 AGAIN = "/again"
@@ -94,6 +95,10 @@ class Graph:
     saved_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Parameter or buffer -> its names in a checkpoint, where that is not its own name alone: all names of a
     tied parameter, none of a buffer that is not persistent."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Symbol of a size that varies (`superscaler.ir.size`) -> its value in the example."""
+    requirements: tuple[Requirement, ...] = ()
+    """What the model asks of sizes that vary."""
 
     @cached_property
     def by_name(self) -> dict[str, Operator]:
@@ -139,6 +144,18 @@ class Graph:
     def of_role(self, role: Role) -> tuple[Tensor, ...]:
         """Tensors of one role, in order of appearance."""
         return tuple(tensor for tensor in self.tensors.values() if tensor.role is role)
+
+    def bind(self, shapes: Mapping[str, Sequence[int]]) -> "Graph":
+        """The graph for inputs of these shapes: numbers in place of the sizes that vary.
+
+        Raises:
+            SizeError: The graph is not for such inputs.
+        """
+        if not self.sizes:
+            return self
+        declared = {name: self.tensors[name].shape for name in self.inputs}
+        sizes = bind_sizes(declared, shapes, self.requirements, f"the graph {self.name!r}")
+        return replace(at_sizes(self, sizes), sizes={}, requirements=())
 
     def with_operators(self, operators: tuple[Operator, ...]) -> "Graph":
         """The same graph with other operators over the same tensors."""

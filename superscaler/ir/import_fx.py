@@ -5,6 +5,7 @@ number become ``full``, and a mean becomes a sum and a division by the whole cou
 when the sum is cut.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +16,12 @@ import torch
 from torch.fx import GraphModule, Node
 
 from superscaler.errors import TraceError
+from superscaler.ir.dynamic import Symbols
 from superscaler.ir.graph import Graph, Operator, Phase, Ref, drop_unread
 from superscaler.ir.kind_tables.losses import CLASS_LOSSES, MEAN, REDUCTION_AT, SUM
 from superscaler.ir.kinds import output_labels
 from superscaler.ir.provenance import note_of
+from superscaler.ir.size import Requirement, Size, in_brackets
 from superscaler.ir.tensor import DTYPE_BYTES, Role, Tensor
 
 _ALIASES = {
@@ -40,6 +43,8 @@ _CONSTANTS = {
     "aten.new_zeros": 0, "aten.new_ones": 1, "aten.new_full": None, "aten.scalar_tensor": None,
 }  # fmt: skip
 """Tensors of one number, and the number (None: the last argument): no other tensor's values matter."""
+_NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+"""What a model computes from sizes that vary: part of the arguments, not of the graph."""
 _IGNORED_KEYWORDS = {"device", "layout", "pin_memory", "memory_format", "requires_grad"}
 
 
@@ -54,6 +59,7 @@ def import_fx(
     overwritten: Sequence[str] = (),
     step: str,
     scale: str = "",
+    symbols: Symbols | None = None,
 ) -> Graph:
     """Translate a traced joint graph.
 
@@ -72,7 +78,9 @@ def import_fx(
         + [Role.ACTIVATION] * bool(scale)
     )
     labels = [*parameters, *buffers, *inputs, step, *([scale] if scale else [])]
-    importer = _Importer(captured)
+    if symbols:
+        symbols.requirements()  # the sizes are read in their light
+    importer = _Importer(captured, symbols)
     placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
     for node, label, role in zip(placeholders, labels, roles, strict=True):
         importer.add_tensor(node, label, role)
@@ -94,6 +102,8 @@ def import_fx(
         updates={name: value for name, value in zip(overwritten, fresh, strict=True) if value},
         gradients=by_parameter,
         values=importer.constants,
+        sizes=symbols.hints if symbols else {},
+        requirements=_each_once(symbols.requirements() if symbols else (), importer.required),
     )
     return drop_unread(graph)
 
@@ -116,16 +126,18 @@ def _widening(operator: Operator, tensors: Mapping[str, Tensor], gradients: set[
     return replace(operator, kind="widen", arguments=(Ref(0), f"torch.{wide}"), keywords=())
 
 
+def _each_once(*groups: Sequence[Requirement]) -> tuple[Requirement, ...]:
+    """Requirements without those whose condition an earlier one has."""
+    found: dict[str, Requirement] = {}
+    for requirement in itertools.chain(*groups):
+        found.setdefault(requirement.condition, requirement)
+    return tuple(found.values())
+
+
 def _results(captured: GraphModule) -> list[Node | None]:
     (output,) = (node for node in captured.graph.nodes if node.op == "output")
     result = output.args[0]
     return list(result) if isinstance(result, (tuple, list)) else [result]
-
-
-def _with_elements(cat: Node) -> list[Node]:
-    """What is joined, without the empty tensors of one dim that torch allows among tensors of any rank."""
-    operands = list(cat.args[0])  # type: ignore[arg-type]
-    return [operand for operand in operands if operand.meta["val"].shape != (0,)] or operands[:1]
 
 
 def _row_major_strides(node: Node) -> tuple[Any, ...]:
@@ -195,8 +207,11 @@ def _reduction(loss: Node, kind: str) -> Any:
 class _Importer:
     """The translation so far: FX node -> tensor name(s)."""
 
-    def __init__(self, captured: GraphModule) -> None:
+    def __init__(self, captured: GraphModule, symbols: Symbols | None) -> None:
         self.captured = captured
+        self.symbols = symbols
+        self.required: list[Requirement] = []
+        """What the model asks of sizes that vary, beyond torch's guards."""
         self.tensors: dict[str, Tensor] = {}
         self.names: dict[Node, Any] = {}
         self.operators: list[Operator] = []
@@ -206,13 +221,21 @@ class _Importer:
 
     def add_tensor(self, node: Node, name: str, role: Role) -> None:
         value = node.meta["val"]
-        self.tensors[name] = Tensor(name, tuple(value.shape), dtype_name(value.dtype), role)
+        self.tensors[name] = Tensor(name, self.shape(value), dtype_name(value.dtype), role)
         self.names[node] = name
+
+    def shape(self, value: torch.Tensor) -> tuple[int, ...]:
+        """The shape of a traced tensor, with Sizes where it varies."""
+        return tuple(value.shape) if self.symbols is None else self.symbols.shape_of(value)
+
+    def numbers(self, values: Sequence[Any]) -> tuple[int, ...]:
+        """Numbers of the trace, with Sizes where they vary."""
+        return tuple(values) if self.symbols is None else tuple(map(self.symbols.size, values))
 
     def visit(self, node: Node) -> None:
         if node.op == "get_attr":
             self._constant(node)
-        elif node.op == "call_function":
+        elif node.op == "call_function" and not isinstance(node.meta.get("val"), _NUMBERS):
             self._call(node)
 
     def _constant(self, node: Node) -> None:
@@ -245,9 +268,6 @@ class _Importer:
         if kind in REDUCTION_AT and _reduction(node, kind) == MEAN:
             self._mean_loss(node, kind)
             return
-        if kind == "aten.cat" and len(_with_elements(node)) == 1:
-            self.names[node] = self.names[_with_elements(node)[0]]
-            return
         if kind == "aten.as_strided_scatter" and self._same_strides(node) and self._same(node, node.args[1]):
             self.names[node] = self.names[node.args[1]]  # type: ignore[index]
             return
@@ -258,13 +278,12 @@ class _Importer:
         if kind in _CONSTANTS:
             value = node.meta["val"]
             fill = _CONSTANTS[kind] if _CONSTANTS[kind] is not None else arguments[-1]
-            kind, arguments, keywords = "full", (list(value.shape), fill), {"dtype": value.dtype}
+            kind, arguments, keywords = "full", (list(self.shape(value)), fill), {"dtype": value.dtype}
         elif kind in _RESHAPES:
-            kind, arguments = "reshape", (node.args[0], list(node.meta["val"].shape))
+            self._require_what_stays(node, kind)
+            kind, arguments = "reshape", (node.args[0], list(self.shape(node.meta["val"])))
         elif kind == "aten.repeat":
-            kind, arguments = "repeat", (node.args[0], list(node.meta["val"].shape))
-        elif kind == "aten.cat":
-            arguments = (_with_elements(node), *node.args[1:])
+            kind, arguments = "repeat", (node.args[0], list(self.shape(node.meta["val"])))
         elif kind in ("aten.as_strided", "aten.as_strided_scatter"):
             kind, arguments = kind.removeprefix("aten."), _row_major_strides(node)
         elif kind in _GROUP_NORMS:
@@ -277,11 +296,23 @@ class _Importer:
 
     def _cat(self, node: Node) -> None:
         """Operands without elements, such as a cache before the first token, add nothing."""
-        parts = [part for part in node.args[0] if part.meta["val"].numel()]  # type: ignore[union-attr]
+        parts = [part for part in node.args[0] if 0 not in self.shape(part.meta["val"])]  # type: ignore[union-attr]
         if len(parts) == 1 and self._same(node, parts[0]):
             self.names[node] = self.names[parts[0]]
             return
         self._operator(node, "aten.cat", (parts, *node.args[1:]), node.kwargs, node.meta["val"])
+
+    def _require_what_stays(self, node: Node, kind: str) -> None:
+        """A squeeze of a dim whose size varies leaves it there, as long as it has more than one element."""
+        if not kind.startswith("aten.squeeze"):
+            return
+        shape = self.shape(node.args[0].meta["val"])  # type: ignore[union-attr]
+        dims = node.args[1] if len(node.args) > 1 else range(len(shape))
+        for dim in dims if isinstance(dims, Sequence) else [dims]:
+            size = shape[dim]  # type: ignore[index]
+            if isinstance(size, Size):
+                reason = note_of(node.meta).get("source", "") or "the model"
+                self.required.append(Requirement(f"{in_brackets(size)} != 1", reason))
 
     def _same_dtype(self, node: Node) -> bool:
         return node.meta["val"].dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]
@@ -290,22 +321,23 @@ class _Importer:
         """Whether nothing but the memory layout is spoken of, which a graph does not have."""
         value, source = node.meta["val"], node.args[0].meta["val"]  # type: ignore[union-attr]
         strides = [
-            [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
+            [stride for size, stride in zip(self.shape(x), self.numbers(x.stride()), strict=True) if size > 1]
             for x in (value, source)
         ]
-        return value.shape == source.shape and strides[0] == strides[1]
+        return self.shape(value) == self.shape(source) and strides[0] == strides[1]
 
     def _same(self, node: Node, source: Any) -> bool:
         value, other = node.meta["val"], source.meta["val"]
-        return (value.shape, value.dtype) == (other.shape, other.dtype)
+        return (self.shape(value), value.dtype) == (self.shape(other), other.dtype)
 
     def _mean(self, node: Node) -> None:
         source, dims, keep = (*node.args, None, False)[:3] if len(node.args) < 3 else node.args[:3]
-        shape = tuple(source.meta["val"].shape)  # type: ignore[union-attr]
+        shape = self.shape(source.meta["val"])  # type: ignore[union-attr]
         dims = list(range(len(shape))) if dims is None else [dim % len(shape) for dim in dims]  # type: ignore[union-attr]
         self._operator(node, "aten.sum.dim_IntList", (source, dims, bool(keep)), {}, node.meta["val"])
         count = prod(shape[dim] for dim in dims)
-        self._operator(node, "aten.div.Scalar", (node, float(count)), {}, node.meta["val"])
+        divisor = count if isinstance(count, Size) else float(count)
+        self._operator(node, "aten.div.Scalar", (node, divisor), {}, node.meta["val"])
 
     def _mean_loss(self, node: Node, kind: str) -> None:
         """A loss that is a mean is a sum and a division; its gradient is that of a sum, from a divided gradient."""
@@ -372,7 +404,7 @@ class _Importer:
                     remedy="keep such values out of the traced part of the model",
                 )
             assert tensor is not None
-            self.tensors[tensor] = Tensor(tensor, tuple(item.shape), dtype_name(item.dtype), Role.ACTIVATION)
+            self.tensors[tensor] = Tensor(tensor, self.shape(item), dtype_name(item.dtype), Role.ACTIVATION)
         self.names[node] = names if isinstance(value, (tuple, list)) else names[0]
         writes = tuple(
             tensor
@@ -388,6 +420,8 @@ class _Importer:
 
     def _arguments(self, value: Any, reads: list[str]) -> Any:
         """Nested arguments with nodes as Refs, collected in `reads`, and torch's own types as text."""
+        if isinstance(value, Node) and isinstance(value.meta.get("val"), _NUMBERS):
+            return self._number(value)
         if isinstance(value, (Node, _Named)):
             name = value.name if isinstance(value, _Named) else self.names[value]
             if name is None:
@@ -399,6 +433,18 @@ class _Importer:
         if isinstance(value, torch.dtype):
             return str(value)
         return value
+
+    def _number(self, node: Node) -> int:
+        """A number the model computed from its sizes."""
+        assert self.symbols is not None
+        value = node.meta["val"]
+        if isinstance(value, torch.SymInt):
+            return self.symbols.size(value)
+        raise TraceError(
+            f"the model computes a number from its sizes that is no whole size: {self.symbols.text(value)}",
+            where=note_of(next(iter(node.users)).meta).get("source", ""),
+            remedy="compute it from a tensor, or leave the size out of dynamic=...",
+        )
 
     def _unique(self, prefix: str, kind: str) -> str:
         short = plain_name(kind)

@@ -26,9 +26,12 @@ def interpret(graph: Graph, values: Mapping[str, Any], keep: str = "results") ->
 
     Raises:
         PlanError: A tensor that is read has no value, or one of another shape.
+        SizeError: The graph has sizes that vary, and is not for those of the inputs.
     """
     assert keep in ("results", "all"), keep
     held = {**graph.values, **values}
+    if graph.sizes and all(name in held for name in graph.inputs):
+        graph = graph.bind({name: held[name].shape for name in graph.inputs})
     _check(graph, held)
     wanted = {*graph.outputs, *graph.gradients.values(), *graph.updates.values()}
     if keep == "all":

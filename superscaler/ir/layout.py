@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from superscaler.ir.mesh import TIME, Mesh
+from superscaler.ir.size import Size, exact_quotient
 from superscaler.ir.tensor import Region
 
 
@@ -109,12 +110,20 @@ class Layout:
 
 
 def even_pieces(size: int, count: int) -> tuple[int, ...]:
-    """`size` elements in `count` pieces, as even as can be.
+    """`size` elements in `count` pieces, as even as can be; a size that varies must come out even.
 
     >>> even_pieces(10, 4)
     (2, 3, 2, 3)
     """
+    if isinstance(size, Size):
+        assert is_multiple(size, count), f"{size} is cut into {count} pieces that are not even"
+        return (exact_quotient(size, count),) * count
     return tuple(size * (i + 1) // count - size * i // count for i in range(count))
+
+
+def is_multiple(size: int, count: int) -> bool:
+    """Whether `count` pieces come out even; of a size that varies, the example's, which a run must be like."""
+    return int(size) % count == 0
 
 
 def piece_index(mesh: Mesh, axes: tuple[str, ...], coordinates: Mapping[str, int]) -> int:

@@ -91,7 +91,7 @@ def _letter_sizes(text: str, dims: list[tuple[tuple[str, ...], int]]) -> dict[st
             known = prod(sizes[letter] for letter in dim if letter in sizes)
             if len(unknown) > 1:
                 unclear.append((dim, size))
-            elif (not unknown and known != size) or (unknown and (known == 0 or size % known)):
+            elif (not unknown and known != size) or (unknown and (known == 0 or size % known != 0)):
                 raise RuleMismatch(
                     f"{text!r}: the dim {' '.join(dim) or '1'} has {size} elements, with {sizes}"
                 )

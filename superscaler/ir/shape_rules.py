@@ -180,6 +180,6 @@ def _group(source: Shape, target: Shape, terms: tuple[list[str], list[str]], cou
                 continue
             high, low = prod(dims[k:]), prod(dims[k + 1 :])
             inside = [cut for cut in cuts if low <= cut < high]
-            parts = [f"g{count}_{cut}" for cut in inside]
+            parts = [f"g{count}_{int(cut)}" for cut in inside]
             term.append(parts[0] if len(parts) == 1 else f"({' '.join(parts)})")
     return count + 1

@@ -10,15 +10,24 @@
 
 An operator's name stands in brackets where it is not that of the first tensor it writes. One with a rule of its own
 has it behind its arguments: ``mylib.scale(x, w) by "a b, b -> a b"``; ``shape 1``: the shape is argument 1.
+Sizes that vary are declared first, with what they are in the example and what is required of them, and stand in braces
+in arguments:
+
+    size batch = 4
+    size seq = 8
+    require seq <= 32  # mlp.py:12
+    graph mlp(x: float32[batch, seq]) -> sum
+    F reshape: float32[batch * seq] = reshape(x, [{batch * seq}])
 """
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from superscaler.errors import BuildError
 from superscaler.ir.graph import Graph, Operator, Phase, Ref, iterate_refs, map_refs
+from superscaler.ir.size import Requirement, Size, evaluate, symbol
 from superscaler.ir.tensor import Role, Tensor
 
 _CONSTANTS = {"None": None, "True": True, "False": False, "inf": float("inf"), "nan": float("nan")}
@@ -27,15 +36,20 @@ _TOKEN = re.compile(
     r"""\s*(?: (?P<quoted>@?"(?:[^"\\]|\\.)*")
              | (?P<number>-?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|inf|nan)(?![\w./]))
              | (?P<word>[A-Za-z_][\w./]*)
+             | (?P<size>\{[^}]*\})
              | (?P<sign>->|[()\[\],:=#]) )""",
     re.VERBOSE | re.ASCII,
 )
+
+_SIZES = re.compile(r"[\w\s+*/%(),-]*", re.ASCII)
 
 
 def format_graph(graph: Graph) -> str:
     """The text of a graph, a line per operator; `parse_graph` reads it back."""
     inputs = ", ".join(_format_tensor(graph.tensors[name]) for name in graph.inputs)
-    lines = [f"graph {_name(graph.name)}({inputs}) -> {', '.join(map(_name, graph.outputs))}".rstrip()]
+    lines = [f"size {name} = {hint}" for name, hint in graph.sizes.items()]
+    lines += [f"require {one.condition}  # {one.reason}" for one in graph.requirements]
+    lines.append(f"graph {_name(graph.name)}({inputs}) -> {', '.join(map(_name, graph.outputs))}".rstrip())
     lines += [f"autocast {graph.autocast}"] if graph.autocast else []
     for tensor in graph.tensors.values():
         if tensor.name in graph.writer or tensor.name in graph.inputs:
@@ -71,8 +85,9 @@ def parse_graph(text: str) -> Graph:
         )
     return Graph(
         builder.name, builder.tensors, tuple(builder.operators), builder.inputs, builder.outputs,
-        builder.updates, builder.gradients, initialisers=builder.initialisers, autocast=builder.autocast,
-        saved_as=builder.saved_as,
+        builder.updates, builder.gradients, initialisers=builder.initialisers, saved_as=builder.saved_as,
+        autocast=builder.autocast, sizes={name: int(size) for name, size in builder.sizes.items()},
+        requirements=tuple(builder.requirements),
     )  # fmt: skip
 
 
@@ -137,6 +152,8 @@ def _format_value(value: Any, name_of: Callable[[Ref], str]) -> str:
         return name_of(value)
     if isinstance(value, str):
         return json.dumps(value)
+    if isinstance(value, Size):
+        return f"{{{value}}}"
     if isinstance(value, (list, tuple)):
         items = ", ".join(_format_value(item, name_of) for item in value)
         if isinstance(value, list):
@@ -209,14 +226,25 @@ class _Reader:
             self.take(end)
         return items
 
-    def value(self, refer: Callable[[str], Ref]) -> Any:
+    def shape(self, sizes: Mapping[str, Size]) -> tuple[int, ...]:
+        """Sizes between brackets."""
+        self.take("[")
+        match = _SIZES.match(self.line, self.position)
+        assert match is not None
+        self.position = match.end()
+        self.take("]")
+        return evaluate(f"({match.group()},)", sizes) if match.group().strip() else ()
+
+    def value(self, refer: Callable[[str], Ref], sizes: Mapping[str, Size]) -> Any:
         """An argument; `refer` makes a Ref of a tensor's name."""
         token = self.peek()
+        if token.startswith("{"):
+            return evaluate(self.take()[1:-1], sizes)
         if token in _CONSTANTS:
             return _CONSTANTS[self.take()]
         if token in ("(", "["):
             self.take()
-            items = self.listed(lambda: self.value(refer), ")" if token == "(" else "]")
+            items = self.listed(lambda: self.value(refer, sizes), ")" if token == "(" else "]")
             return tuple(items) if token == "(" else items
         if token.startswith('"'):
             return json.loads(self.take())
@@ -240,6 +268,8 @@ class _Builder:
         self.initialisers: dict[str, tuple[tuple[Any, ...], ...]] = {}
         self.saved_as: dict[str, tuple[str, ...]] = {}
         self.autocast = ""
+        self.sizes: dict[str, Size] = {}
+        self.requirements: list[Requirement] = []
 
     def read(self, reader: _Reader) -> None:
         """Add what one line says."""
@@ -252,6 +282,13 @@ class _Builder:
             self.outputs = tuple(reader.listed(reader.name, ""))
         elif word == "autocast":
             self.autocast = reader.take()
+        elif word == "size":
+            name = reader.name()
+            reader.take("=")
+            self.sizes[name] = symbol(name, int(reader.take()))
+        elif word == "require":
+            condition, _, reason = reader.rest().partition("  # ")
+            self.requirements.append(Requirement(condition, reason))
         elif word in set(Phase):
             self._operator(reader, Phase(word))
         else:
@@ -278,9 +315,7 @@ class _Builder:
         name = name or reader.name()
         reader.take(":")
         dtype = reader.take()
-        reader.take("[")
-        shape = tuple(int(size) for size in reader.listed(reader.take, "]"))
-        self.tensors[name] = Tensor(name, shape, dtype, role)
+        self.tensors[name] = Tensor(name, reader.shape(self.sizes), dtype, role)
         return name
 
     def _written(self, reader: _Reader) -> str:
@@ -300,7 +335,7 @@ class _Builder:
             reads.append(tensor)
             return Ref(len(reads) - 1)
 
-        arguments, keywords = _read_arguments(reader, refer)
+        arguments, keywords = _read_arguments(reader, refer, self.sizes)
         if reader.accept("reading"):
             mentioned, reads = reads, reader.listed(reader.name, "")
             arguments = map_refs(arguments, lambda ref: Ref(reads.index(mentioned[ref.index])))
@@ -330,7 +365,7 @@ class _Builder:
 
 
 def _read_arguments(
-    reader: _Reader, refer: Callable[[str], Ref]
+    reader: _Reader, refer: Callable[[str], Ref], sizes: Mapping[str, Size]
 ) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
     arguments: list[Any] = []
     keywords: list[tuple[str, Any]] = []
@@ -339,9 +374,9 @@ def _read_arguments(
         if re.match(r"\s*[A-Za-z_]\w*=", reader.line[reader.position :]):
             key = reader.take()
             reader.take("=")
-            keywords.append((key, reader.value(refer)))
+            keywords.append((key, reader.value(refer, sizes)))
         else:
-            arguments.append(reader.value(refer))
+            arguments.append(reader.value(refer, sizes))
 
     reader.take("(")
     reader.listed(argument, ")")
@@ -352,4 +387,4 @@ def _read_step(reader: _Reader) -> tuple[Any, ...]:
     def no_tensor(name: str) -> Ref:
         raise _Unreadable(f"an initialiser takes numbers, not {name}")
 
-    return (reader.take(), *_read_arguments(reader, no_tensor)[0])
+    return (reader.take(), *_read_arguments(reader, no_tensor, {})[0])

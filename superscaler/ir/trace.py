@@ -7,6 +7,7 @@ update is appended, one operator per parameter.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from superscaler.errors import TraceError
 from superscaler.ir import deferred
 from superscaler.ir.autocast import autocast as autocast_to
 from superscaler.ir.checkpointing import unrolled_checkpoints
+from superscaler.ir.dynamic import Dynamic, Symbols
 from superscaler.ir.functional import without_mutations
 from superscaler.ir.give_rules import give_rules
 from superscaler.ir.graph import Graph
@@ -47,6 +49,7 @@ def trace(
     name: str | None = None,
     autocast: str = "",
     loss_scale: LossScale | str | None = None,
+    dynamic: Dynamic | None = None,
 ) -> Graph:
     """Capture `model` on example inputs as one graph.
 
@@ -66,18 +69,31 @@ def trace(
             parameters stay as precise as they are.
         loss_scale: A `LossScale`, or ``"dynamic"`` for its defaults: gradients are those of the loss times a
             number that shrinks when they overflow; such a step is skipped.
+        dynamic: For inference: which dims of which inputs vary from run to run, and a name for each such size:
+            ``{"tokens": {0: "batch", 1: "seq"}}`` or ``{"tokens": ("batch", "seq")}``. Dims of one name agree.
+            The example has at least 2 of each.
 
     Raises:
-        TraceError: The model branches on the values of tensors, its loss is no scalar, or it holds an
-            operator that cannot be captured.
+        TraceError: The model branches on the values of tensors, its loss is no scalar, it holds an
+            operator that cannot be captured, or it fixes a size that should vary.
     """
     bound = _bind(model, args, kwargs or {})
     parameters = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
     scaling = LossScale.of(loss_scale) if optimizer else None
     trainable = [key for key, value in parameters.items() if value.requires_grad] if optimizer else []
+    names = _input_names(bound, {*parameters, *buffers, STEP})
+    symbols = _symbols(dynamic, names, bound, is_training=optimizer is not None)
     captured, overwritten = _capture(
-        model, bound, {**parameters, **buffers}, loss, trainable, autocast, scaling is not None
+        model,
+        bound,
+        names,
+        {**parameters, **buffers},
+        loss,
+        trainable,
+        autocast,
+        is_scaled=scaling is not None,
+        symbols=symbols,
     )
     _check_overwritten(overwritten, parameters, captured, is_training=optimizer is not None)
     graph = import_fx(
@@ -85,11 +101,12 @@ def trace(
         name or type(model).__name__.lower(),
         parameters=list(parameters),
         buffers=list(buffers),
-        inputs=_input_names(bound, {*parameters, *buffers, STEP}),
+        inputs=names,
         trainable=trainable,
         overwritten=overwritten,
         step=STEP,
         scale=SCALE if scaling else "",
+        symbols=symbols,
     )
     if optimizer:
         graph = append_updates(graph, optimizer, trainable, scaling)
@@ -117,6 +134,22 @@ def _saved_as(model: torch.nn.Module, stored: Mapping[str, torch.Tensor]) -> dic
         names.setdefault(id(value), []).append(key)
     by_tensor = {key: names.get(id(value), []) for key, value in stored.items()}
     return {key: tuple(found) for key, found in by_tensor.items() if found != [key]}
+
+
+def _symbols(
+    dynamic: Dynamic | None, names: Sequence[str], bound: inspect.BoundArguments, *, is_training: bool
+) -> Symbols | None:
+    """The sizes that vary; None where none do."""
+    if not dynamic:
+        return None
+    if is_training:
+        raise TraceError(
+            "sizes that vary are for inference: a training step divides by the size of its whole batch",
+            where=user_line(),
+            remedy="leave out dynamic=..., or the optimizer",
+        )
+    leaves = (leaf for leaf in pytree.tree_leaves(dict(bound.arguments)) if isinstance(leaf, torch.Tensor))
+    return Symbols(dynamic, dict(zip(names, leaves, strict=True)))
 
 
 def _bind(model: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
@@ -152,18 +185,25 @@ def _input_names(bound: inspect.BoundArguments, taken: set[str]) -> list[str]:
 def _capture(
     model: torch.nn.Module,
     bound: inspect.BoundArguments,
+    names: Sequence[str],
     stored: Mapping[str, torch.Tensor],
     loss: Callable[[Any], torch.Tensor] | None,
     trainable: list[str],
     autocast: str,
     is_scaled: bool,
+    symbols: Symbols | None,
 ) -> tuple[torch.fx.GraphModule, tuple[str, ...]]:
     """The joint graph, and the names of the stored tensors it overwrites: their new values are its last results."""
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=symbols.environment if symbols else None)
     leaves, structure = pytree.tree_flatten(dict(bound.arguments))
+    given = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    mode = "symbolic" if symbols else "fake"
     with fake:
         stored_fakes = [_fake(value, key in trainable) for key, value in stored.items()]
-        leaf_fakes = [_fake(leaf, False) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        leaf_fakes = [
+            torch.empty(symbols.shape(name, leaf), dtype=leaf.dtype) if symbols else _fake(leaf, False)
+            for name, leaf in zip(names, given, strict=True)
+        ]
         step = torch.empty((), dtype=torch.int64)
         scale = [torch.empty(())] if is_scaled else []
 
@@ -185,9 +225,13 @@ def _capture(
         return [target, *gradients]
 
     try:
-        with unrolled_checkpoints(), torch.enable_grad() if trainable else torch.no_grad():
-            captured = make_fx(joint, tracing_mode="fake", _allow_non_fake_inputs=True)(
+        grad_mode = torch.enable_grad() if trainable else torch.no_grad()
+        with unrolled_checkpoints(), grad_mode, _varying(symbols):
+            captured = make_fx(joint, tracing_mode=mode, _allow_non_fake_inputs=True)(
                 stored_fakes, leaf_fakes, step, scale
+            )
+            functional, overwritten = without_mutations(
+                captured, (stored_fakes, leaf_fakes, step, scale), mode
             )
     except (DataDependentOutputException, GuardOnDataDependentSymNode) as error:
         raise TraceError(
@@ -201,7 +245,6 @@ def _capture(
             where=failing_line(error),
             remedy=f"declare them: torch.library.register_fake({kind_of(error.func).replace('.', '::')!r})",
         ) from None
-    functional, overwritten = without_mutations(captured, (stored_fakes, leaf_fakes, step, scale))
     return functional, tuple(list(stored)[number] for number in overwritten)
 
 
@@ -221,6 +264,10 @@ def _check_overwritten(
                 if name in parameters
                 else "call model.eval() first where that stops it, or keep the tensor outside of the model",
             )
+
+
+def _varying(symbols: Symbols | None) -> AbstractContextManager[None]:
+    return symbols.tracing() if symbols else nullcontext()
 
 
 def _fake(value: torch.Tensor, requires_grad: bool) -> torch.Tensor:

@@ -14,7 +14,9 @@ from math import prod
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axis
 from superscaler.ir.graph import Graph, Operator, Phase
+from superscaler.ir.layout import is_multiple
 from superscaler.ir.mesh import TIME, Mesh
+from superscaler.ir.size import Size
 from superscaler.ir.tensor import Role
 from superscaler.planner.micro_batches import batch_axes, batch_letter, find_phases
 from superscaler.planner.placement import PlacedGraph, Placement, letters_of, operand_layout, passes_summands
@@ -277,9 +279,9 @@ def _check_micro_batches(planner: Planner, batch: tuple[Axis, ...], micro_batche
     for axis in batch:
         if axis.size % micro_batches:
             raise PlanError(
-                f"a batch of {axis.size} samples cannot be cut into {micro_batches} equal micro-batches",
+                f"a batch of {int(axis.size)} samples cannot be cut into {micro_batches} equal micro-batches",
                 where=planner.schedule_said_by,
-                remedy=f"use a number of micro-batches that divides {axis.size}, or another batch (--batch)",
+                remedy=f"use a number of micro-batches that divides {int(axis.size)}, or another batch (--batch)",
             )
 
 
@@ -293,11 +295,20 @@ def _check_sizes(planner: Planner, placements: Mapping[str, Placement]) -> None:
             axis = next(axis for axis in letters[letter] if axis.index == index)
             count = prod(placement.mesh.size(name) for name in names)
             given = chosen.get(index, ())
-            if count <= axis.size and len(given) in (0, count):
+            is_even = not isinstance(axis.size, Size) or (not given and is_multiple(axis.size, count))
+            if count <= axis.size and len(given) in (0, count) and is_even:
                 continue
             over = " x ".join(f"{name} ({placement.mesh.size(name)})" for name in names)
             lines = [cut.where for cut in planner.cuts if cut.axis == axis and cut.over in names]
             where = lines[-1] if lines else planner.schedule_said_by
+            if not is_even:
+                raise PlanError(
+                    f"{operator.name!r} would be cut into {count} uneven pieces along {axis}, over {over}: "
+                    f"it varies, and has {int(axis.size)} elements in the example",
+                    where=where,
+                    remedy=f"trace an example with a multiple of {count} elements, as every run must have then, "
+                    "and name no pieces",
+                )
             if count > axis.size:
                 raise PlanError(
                     f"{operator.name!r} cannot be cut into {count} pieces along {axis}, over {over}: "

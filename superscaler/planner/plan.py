@@ -6,6 +6,7 @@ from functools import cached_property
 
 from superscaler.errors import PlanError
 from superscaler.ir.graph import Graph, Operator, Phase, drop_unread
+from superscaler.ir.size import Requirement
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.complete import complete
 from superscaler.planner.materialize import MaterializedGraph, Transfer, materialize
@@ -13,6 +14,7 @@ from superscaler.planner.micro_batches import compute_sums_beforehand
 from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.planner import Planner
 from superscaler.planner.recompute import recompute
+from superscaler.planner.requirements import plan_requirements
 from superscaler.planner.schedules import Schedule, gpipe, order_tasks
 
 PlanScript = Callable[[Planner], None]
@@ -42,6 +44,11 @@ class Plan:
     def num_devices(self) -> int:
         """Devices the plan uses: 0 to this number, less one."""
         return 1 + max(device for mesh in self.materialized.stages for device in mesh.devices)
+
+    @cached_property
+    def requirements(self) -> tuple[Requirement, ...]:
+        """What the model and the plan ask of sizes that vary."""
+        return plan_requirements(self.materialized)
 
     @cached_property
     def transfers(self) -> tuple[tuple[Phase, Transfer], ...]:

@@ -12,6 +12,7 @@ from superscaler.errors import PlanError
 from superscaler.ir.axes import Axes, Axis, find_axes
 from superscaler.ir.graph import AGAIN, Graph, Operator, Phase
 from superscaler.ir.mesh import TIME, Mesh
+from superscaler.ir.size import Size
 from superscaler.ir.source_line import user_line
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.order import Order
@@ -230,6 +231,12 @@ class Planner:
         self.cuts.append(Cut(parts[0], over, names, letter, tuple(pieces) if pieces else None, line))
 
     def _check_pieces(self, axis: Axis, pieces: Sequence[int] | None, line: str) -> None:
+        if pieces is not None and isinstance(axis.size, Size):
+            raise PlanError(
+                f"pieces {list(pieces)} are given of the axis {axis}, whose size varies from run to run",
+                where=line,
+                remedy="name no pieces: it is cut into even ones",
+            )
         if pieces is not None and (sum(pieces) != axis.size or min(pieces) < 1):
             raise PlanError(
                 f"pieces {list(pieces)} do not make up the axis {axis}",

@@ -27,8 +27,17 @@ def _headline(plan: Plan) -> str:
     return (
         f"plan {plan.name!r} for {graph.name}: {format_count(parameters)} parameters on "
         f"{plan.num_devices} devices of {plan.cluster.name}\n"
-        f"batch: {batch}, in {plan.schedule.micro_batches} micro-batch(es)"
+        f"batch: {batch}, in {plan.schedule.micro_batches} micro-batch(es)" + _sizes(plan)
     )
+
+
+def _sizes(plan: Plan) -> str:
+    """The sizes that vary, and what is asked of them."""
+    if not plan.graph.sizes:
+        return ""
+    example = ", ".join(f"{name} {hint}" for name, hint in plan.graph.sizes.items())
+    asked = ", ".join(one.condition for one in plan.requirements) or "any"
+    return f"\nsizes: {example} in the example; allowed: {asked}"
 
 
 def _stage(plan: Plan, number: int) -> str:

@@ -30,11 +30,11 @@ def step_seconds(step: Step, bytes_per_element: int, cluster: Cluster) -> float:
 
 
 def local_elements(layout: Layout) -> int:
-    """Elements of the largest piece a device holds, of one micro-batch where time is cut."""
+    """Elements of the largest piece a device holds, of one micro-batch where time is cut; in the example."""
     return prod(
         max(layout.pieces[dim] or ())
         if layout.pieces and layout.pieces[dim]
-        else -(-size // layout.num_pieces(dim))
+        else -(-int(size) // layout.num_pieces(dim))
         for dim, size in enumerate(layout.sizes)
     )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 
-from superscaler.ir.layout import Layout, even_pieces
+from superscaler.ir.layout import Layout, even_pieces, is_multiple
 from superscaler.ir.mesh import TIME, Mesh
 
 
@@ -186,7 +186,7 @@ def _is_even(layout: Layout, dim: int) -> bool:
     """As `Layout.is_even`, without listing the pieces."""
     if layout.pieces and layout.pieces[dim] is not None:
         return layout.is_even(dim)
-    return layout.sizes[dim] % layout.num_pieces(dim) == 0
+    return is_multiple(layout.sizes[dim], layout.num_pieces(dim))
 
 
 def _with_cut(layout: Layout, dim: int, cut: tuple[str, ...], given: tuple[int, ...] | None = None) -> Layout:

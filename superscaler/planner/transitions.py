@@ -234,7 +234,10 @@ class _Search:
 
 
 def _spare_dims(source: Layout, target: Layout) -> dict[str, int]:
-    """Per axis a fine dim that it cuts evenly; uncut at both ends, and fit for all axes, where one is."""
+    """Per axis a fine dim that it cuts evenly; uncut at both ends, and fit for all axes, where one is.
+
+    No dim whose size varies is among them: that it comes out even would be one more thing to ask of a run.
+    """
     meshes = (source.mesh, target.mesh)
     sizes = {name: size for mesh in meshes for name, size in mesh.axes if size > 1}
     together = prod(sizes.values()) * max(mesh.micro_batches for mesh in meshes)

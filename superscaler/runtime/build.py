@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from superscaler.errors import BuildError
 from superscaler.ir.mesh import Mesh
+from superscaler.ir.size import Requirement, bind_sizes, evaluate, symbol
 from superscaler.ir.tensor import Role
 from superscaler.runtime.stored_tensor import StoredTensor, read_stored_tensor
 
@@ -74,8 +75,43 @@ class Build:
     initialisers: Mapping[str, Any]
     exchanges: Mapping[str, Any]
     unread: Mapping[str, UnreadTensor]
+    sizes: Mapping[str, int]
+    """Symbol of a size that varies -> its value: at first that of the example, after `bind` a run's."""
+    described: Mapping[str, Any] = field(repr=False)
+    """The contents of plan.json."""
     fingerprint: str
     """Of plan.json and all files as found; ranks compare it."""
+
+    def bind(self, shapes: Mapping[str, Sequence[int]]) -> "Build":
+        """The build for a batch of inputs of these shapes.
+
+        Raises:
+            SizeError: It is not for such inputs.
+        """
+        symbols = {name: symbol(name, hint) for name, hint in self.described.get("sizes", {}).items()}
+        inputs = self.described["inputs"].items()
+        declared = {name: _at_sizes(entry["shape"], symbols) for name, entry in inputs}
+        requirements = [Requirement(*pair) for pair in self.described.get("requirements", ())]
+        whose = f"the build {self.folder.name} of {self.name} under the plan {self.plan!r}"
+        sizes = bind_sizes(declared, shapes, requirements, whose)
+        return self if sizes == self.sizes else self._at(sizes)
+
+    def _at(self, sizes: Mapping[str, int]) -> "Build":
+        """The build for other sizes, in which inputs, outputs and exchanges differ."""
+        plan = self.described
+        stages = []
+        for stage, entry in zip(self.stages, plan["stages"], strict=True):
+            inputs = {name: one for name, one in entry["tensors"].items() if one["role"] == Role.INPUT}
+            fresh = _read_tensors(_at_sizes(inputs, sizes), stage.mesh)
+            outputs = _read_outputs(_at_sizes(entry.get("outputs", {}), sizes), stage.mesh)
+            stages.append(replace(stage, tensors={**stage.tensors, **fresh}, outputs=outputs))
+        return replace(
+            self,
+            inputs=_read_inputs(_at_sizes(plan["inputs"], sizes)),
+            stages=tuple(stages),
+            exchanges=_at_sizes(plan["exchanges"], sizes),
+            sizes=sizes,
+        )
 
     def stage_of(self, rank: int) -> StageProgram:
         """The program of a rank."""
@@ -177,16 +213,17 @@ def _check_files(folder: Path, plan: Mapping[str, Any], allow_edited: bool) -> d
     return found
 
 
-def _read(folder: Path, plan: Mapping[str, Any], fingerprint: str) -> Build:
+def _read(folder: Path, described: Mapping[str, Any], fingerprint: str) -> Build:
+    sizes = described.get("sizes", {})
+    plan = _at_sizes(described, sizes)
     stages = []
     for stage in plan["stages"]:
         axes = tuple((name, size) for name, size in stage["mesh"]["axes"])
         mesh = Mesh(tuple(stage["mesh"]["devices"]), axes, plan["micro_batches"])
-        tensors = {name: read_stored_tensor(name, entry, mesh) for name, entry in stage["tensors"].items()}
-        outputs = {
-            name: Output(name, read_stored_tensor(name, entry, mesh), entry["rows_per_sample"])
-            for name, entry in stage.get("outputs", {}).items()
-        }
+        tensors, outputs = (
+            _read_tensors(stage["tensors"], mesh),
+            _read_outputs(stage.get("outputs", {}), mesh),
+        )
         stages.append(StageProgram(stage["module"], mesh, tensors, outputs))
     devices = sorted(device for stage in stages for device in stage.mesh.devices)
     assert devices == list(range(plan["world_size"])), f"stages use devices {devices}"
@@ -197,10 +234,7 @@ def _read(folder: Path, plan: Mapping[str, Any], fingerprint: str) -> Build:
         entry=plan.get("entry", "train.py"),
         world_size=plan["world_size"],
         micro_batches=plan["micro_batches"],
-        inputs={
-            name: (getattr(torch, entry["dtype"]), tuple(entry["shape"]))
-            for name, entry in plan["inputs"].items()
-        },
+        inputs=_read_inputs(plan["inputs"]),
         loss_stage=plan["loss_stage"],
         stages=tuple(stages),
         initialisers=plan["initialisers"],
@@ -211,5 +245,29 @@ def _read(folder: Path, plan: Mapping[str, Any], fingerprint: str) -> Build:
             )
             for name, entry in plan.get("unread", {}).items()
         },
+        sizes=sizes,
+        described=described,
         fingerprint=fingerprint,
     )
+
+
+def _read_inputs(entries: Mapping[str, Any]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    return {name: (getattr(torch, entry["dtype"]), tuple(entry["shape"])) for name, entry in entries.items()}
+
+
+def _read_tensors(entries: Mapping[str, Any], mesh: Mesh) -> dict[str, StoredTensor]:
+    return {name: read_stored_tensor(name, entry, mesh) for name, entry in entries.items()}
+
+
+def _read_outputs(entries: Mapping[str, Any], mesh: Mesh) -> dict[str, Output]:
+    tensors = _read_tensors(entries, mesh)
+    return {name: Output(name, tensors[name], entry["rows_per_sample"]) for name, entry in entries.items()}
+
+
+def _at_sizes(value: Any, sizes: Mapping[str, int]) -> Any:
+    """A part of plan.json with numbers in place of ``{"size": "batch / 2"}``."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"size"}:
+            return evaluate(value["size"], sizes)
+        return {key: _at_sizes(item, sizes) for key, item in value.items()}
+    return [_at_sizes(item, sizes) for item in value] if isinstance(value, list) else value

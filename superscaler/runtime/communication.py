@@ -38,6 +38,7 @@ class Runtime:
         stages: The mesh of each stage, in order; a rank lies in exactly one.
         device: Where this rank's tensors are.
         exchanges: ``plan.json``'s table of irregular redistributions.
+        sizes: Sizes that vary, and what they are now.
         timeout: Longest wait of one communication, in seconds.
     """
 
@@ -48,17 +49,27 @@ class Runtime:
         device: torch.device | str = "cpu",
         *,
         exchanges: Mapping[str, Any] | None = None,
+        sizes: Mapping[str, int] | None = None,
         timeout: float = 600.0,
     ) -> None:
         exchanges = exchanges or {}
         self.rank, self.stages, self.device, self.timeout = rank, tuple(stages), torch.device(device), timeout
         self.stage = next(i for i, mesh in enumerate(self.stages) if rank in mesh.devices)
         self.mesh = self.stages[self.stage]
-        self._exchanges = {name: read_exchange(table, rank) for name, table in exchanges.items()}
+        self.use_sizes(sizes or {}, exchanges)
         members = {name: exchange_ranks(table) for name, table in exchanges.items()}
         with self._naming("creating process groups", "all axes", self.mesh.devices):
             self._groups = create_groups(rank, self.stages, members, timedelta(seconds=timeout))
         self._sends = PendingSends(is_gloo=self.device.type == "cpu")
+
+    def use_sizes(self, sizes: Mapping[str, int], exchanges: Mapping[str, Any]) -> None:
+        """Take the sizes of another batch, and the redistributions for them; every rank does so."""
+        self._sizes = dict(sizes)
+        self._exchanges = {name: read_exchange(table, self.rank) for name, table in exchanges.items()}
+
+    def size(self, name: str) -> int:
+        """What the size `name`, which varies, is for the batch at hand."""
+        return self._sizes[name]
 
     def axis(self, name: str) -> Axis:
         """The axis `name` of this rank's mesh."""

@@ -83,6 +83,16 @@ class Batches:
         return min(counts.values(), default=1)
 
 
+def batch_shapes(path: Path | str, build: Build, batch: int | None = None) -> dict[str, tuple[int, ...]]:
+    """The shape of each input in one batch of a data set, with `batch` samples or as many as the build has now."""
+    headers = TensorFiles(path).headers
+    shapes = {}
+    for name, (_, shape) in build.inputs.items():
+        found = headers[name].shape if name in headers else shape
+        shapes[name] = ((batch or shape[0]), *found[1:]) if shape and found else found
+    return shapes
+
+
 def wrap_runs(runs: Runs, count: int) -> Runs:
     """Runs of rows numbered without end, as runs of the `count` rows there are.
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from superscaler.runtime.data import Batches
+from superscaler.runtime.data import Batches, batch_shapes
 from superscaler.runtime.outputs import OutputFile
 from superscaler.runtime.ranks import leave, meet, relative
-from superscaler.runtime.session import Session, add_common_options, run_entry
+from superscaler.runtime.session import Session, add_common_options, positive, run_entry
 
 
 def main(file: str, arguments: Sequence[str] | None = None) -> None:
@@ -18,8 +18,12 @@ def main(file: str, arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(session: Session, options: argparse.Namespace) -> None:
-    batches = Batches(session.data, session.build, session.rank, session.device, may_repeat=True)
-    outputs = OutputFile(options.out, session.build, session.rank)
+    build = session.build
+    if build.sizes or options.batch:
+        build = build.bind(batch_shapes(session.data, build, options.batch))
+        session.runtime.use_sizes(build.sizes, build.exchanges)
+    batches = Batches(session.data, build, session.rank, session.device, may_repeat=True)
+    outputs = OutputFile(options.out, build, session.rank)
     with torch.no_grad():
         for number in range(batches.count):
             micro_batches = batches.micro_batches(number)
@@ -41,6 +45,12 @@ def _parser(entry: Path) -> argparse.ArgumentParser:
         required=True,
         metavar="FILE",
         help="the .safetensors file to write, on a shared file system: one tensor per output, a row per sample",
+    )
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        metavar="SAMPLES",
+        help="samples per batch, where the build leaves it open (default: as in the example it was compiled with)",
     )
     add_common_options(parser)
     return parser

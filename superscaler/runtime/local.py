@@ -39,10 +39,13 @@ class _Program:
         """Training steps the weights have seen."""
         self.notes = start.notes
         """What a user should know of how the weights were read."""
-        self._runtime = Runtime(0, [build.stages[0].mesh], device)
+        self._runtime = Runtime(0, [build.stages[0].mesh], device, sizes=build.sizes)
         self._module = load_module(build.folder, build.stages[0])
 
     def _micro_batches(self, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        if self.build.sizes and batch.keys() >= self.build.inputs.keys():
+            self.build = self.build.bind({name: batch[name].shape for name in self.build.inputs})
+            self._runtime.use_sizes(self.build.sizes, self.build.exchanges)
         inputs = self.build.stages[0].with_role(Role.INPUT)
         return [
             {value.name: self._piece(batch, value.source, value.runs(0, number)) for value in inputs}

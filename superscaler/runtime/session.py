@@ -72,7 +72,9 @@ def _open(folder: Path, options: argparse.Namespace) -> Session:
     if build.world_size > 1:
         join_ranks(build, rank, backend, options.timeout)
     meshes = [program.mesh for program in build.stages]
-    runtime = Runtime(rank, meshes, device, exchanges=build.exchanges, timeout=options.timeout)
+    runtime = Runtime(
+        rank, meshes, device, exchanges=build.exchanges, sizes=build.sizes, timeout=options.timeout
+    )
     module = load_module(folder, build.stage_of(rank))
     start = load_weights(options.weights, build, rank, device, options.seed)
     if rank == 0:

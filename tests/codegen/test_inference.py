@@ -37,11 +37,12 @@ def compiled(plan, folder):
     return folder
 
 
-def run(folder, data, out, ranks):
+def run(folder, data, out, ranks, *options):
     command = [sys.executable]
     if ranks > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command += [str(folder / "run.py"), f"--data={data}", f"--out={out}", "--backend=gloo", "--threads=1"]
+    command += options
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,11 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def embedding(weight: Tensor, index: Tensor, *, vocab_start: int = 0) -> Tensor:
-    """Rows [*b, d] of `weight` [v, d], which holds rows ``[vocab_start, vocab_start + v)`` of the table.
+def embedding(weight: Tensor, index: Tensor, *, vocab_start: int | None = None) -> Tensor:
+    """Rows [*b, d] of `weight` [v, d], which is a whole table, or rows ``[vocab_start, vocab_start + v)`` of one.
 
-    An `index` [*b] outside the piece gives zeros, so that the results for all pieces sum to the whole.
+    An `index` [*b] outside a whole table is an error; outside a piece it gives zeros, so that the results for all
+    pieces sum to the whole.
     """
+    if vocab_start is None:
+        return F.embedding(index, weight)
     local = index - vocab_start if vocab_start else index
     outside = _outside(local, weight.shape[0])
     if local.device.type == "cpu" and not outside.any():
