@@ -4,7 +4,7 @@ Each is a function that returns a model in float64 and the inputs of one trainin
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -35,8 +35,13 @@ _GPT = {"vocab_size": VOCAB, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_h
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
 
 
-OWN = ("gpt", "llama", "moe", "swin", "mbart", "alphafold2")
-"""Files of ``models/``."""
+OWN: Mapping[str, tuple[str, ...]] = {
+    "gpt": ("tokens",), "llama": ("tokens",), "moe": ("tokens",), "swin": (), "mbart": ("source", "shifted"),
+    "alphafold2": (),
+}  # fmt: skip
+"""File of ``models/`` -> the inputs whose second dim is the length of a text."""
+_TEXTS = {"input_ids", "decoder_input_ids"}
+"""Such inputs of the others."""
 
 Inputs = Callable[[int, int], dict[str, Any]]
 """From the number of samples and the length of a text to the inputs of a training step."""
@@ -179,7 +184,7 @@ def build(name: str) -> Example:
 
 
 def _build_own(name: str) -> Example:
-    module = import_module(name.removesuffix(".py").replace("/", "."))
+    module, _ = _own(name)
     inputs = module.example_inputs("tiny", batch=BATCH)
     wide = {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
     return module.build("tiny").double(), wide
@@ -199,7 +204,9 @@ def _build_published(name: str) -> Example:
 
 
 def inference_inputs(name: str, batch: int, length: int) -> dict[str, Any]:
-    """Inputs of another size, for the model's answer alone."""
+    """Inputs of any size, for the model's answer alone."""
+    if name.endswith(".py"):
+        return _own_inference_inputs(name, batch, length)
     inputs = ARCHITECTURES[name][3](batch, length)
     has_decoder = "labels" in inputs and ARCHITECTURES[name][0].endswith("ForConditionalGeneration")
     inputs.pop("labels", None)
@@ -207,12 +214,25 @@ def inference_inputs(name: str, batch: int, length: int) -> dict[str, Any]:
     return inputs | ({"decoder_input_ids": token_ids(batch, length)} if has_decoder else {})
 
 
-def varying_sizes(inputs: Mapping[str, Any]) -> dict[str, dict[int, str]]:
-    """Which dims of these inputs vary: the samples of all, and the length of texts."""
+def _own_inference_inputs(name: str, batch: int, length: int) -> dict[str, Any]:
+    module, texts = _own(name)
     return {
-        name: {0: "batch"} | ({1: "seq"} if not value.is_floating_point() else {})
-        for name, value in inputs.items()
+        key: value[:, :length] if key in texts else value.double() if value.is_floating_point() else value
+        for key, value in module.example_inputs("tiny", batch=batch).items()
+        if key not in ("targets", "labels")
     }
+
+
+def varying_sizes(name: str, inputs: Mapping[str, Any]) -> dict[str, dict[int, str]]:
+    """Which dims of the inputs vary: the samples of all, and the length of texts."""
+    texts = _own(name)[1] if name.endswith(".py") else _TEXTS
+    return {key: {0: "batch"} | ({1: "seq"} if key in texts else {}) for key in inputs}
+
+
+def _own(name: str) -> tuple[Any, Collection[str]]:
+    """A module of ``models/``, and its inputs that are texts."""
+    stem = name.removesuffix(".py").removeprefix("models/")
+    return import_module(f"models.{stem}"), OWN[stem]
 
 
 def _in_float64(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,21 +1,22 @@
 """Which models can be trained under which plans: unmodified `transformers` architectures and those of ``models/``.
 
-Every cell runs in the virtual cluster in float64: two AdamW steps, whose loss, gradients, updated parameters and
-optimizer states are compared with eager PyTorch. A cell holds the largest relative difference, or says why there is
-none. Goal: at least 20 architectures, at least 90 % of cells within 1e-10. ``--write`` makes docs/models.md.
+Every cell runs in the virtual cluster in float64 and is compared with eager PyTorch. In training: two AdamW steps, with
+their loss, gradients, updated parameters and optimizer states. In inference: one build, traced with sizes that vary,
+runs three sizes of batches and sequences. A cell holds the largest relative difference, or says why there is none.
+Goal: at least 20 architectures, at least 90 % of cells within 1e-10, in both. ``--write`` makes docs/models.md.
 """
 
 import argparse
 import logging
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.architectures import build, names
+from benchmarks.architectures import build, inference_inputs, names, varying_sizes
 from benchmarks.report import finish
 from superscaler import compiler
 from superscaler.errors import SuperscalerError
@@ -26,6 +27,8 @@ from superscaler.planner.cluster import Cluster
 from superscaler.planner.recipes import parse_plan
 
 PLANS = ("dp=2", "tp=2", "pp=2", "dp=2,tp=2")
+SIZES = ((4, 8), (6, 5), (2, 11))
+"""Samples and length of the texts a build for inference runs; it is traced for the first."""
 TOLERANCE = 1e-10
 OPTIMIZER = AdamW(lr=1e-3, eps=1e-5)
 """Adam's usual eps of 1e-8 would blow up by 1e8 the rounding of gradients that are zero but for it."""
@@ -45,20 +48,18 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="only these architectures")
     options = parser.parse_args()
     _be_quiet()
-    rows = []
-    for name in options.names or (QUICK if options.quick else names()):
-        start = time.perf_counter()
-        rows.append(_row(name))
-        print(f"{name}: {time.perf_counter() - start:.1f} s  {_words(rows[-1])}", flush=True)
-    cells = [row[plan] for row in rows for plan in ("traces", *PLANS)]
-    passed = sum(_passed(cell) for cell in cells)
-    enough = len(rows) >= (len(QUICK) if options.quick else 20)
+    chosen = options.names or (QUICK if options.quick else names())
+    tables = {"training": _table(chosen, _training), "inference": _table(chosen, _inference)}
+    counts = {}
+    is_enough = len(chosen) >= (len(QUICK) if options.quick else 20)
+    for title, rows in tables.items():
+        cells = [row[plan] for row in rows for plan in ("traces", *PLANS)]
+        counts |= {f"{title}_cells": len(cells), f"{title}_passed": sum(map(_passed, cells))}
+        is_enough = is_enough and counts[f"{title}_passed"] >= 0.9 * len(cells)
     if options.write:
-        PAGE.write_text(_page(rows))
-    finish(
-        "models", enough and passed >= 0.9 * len(cells), [_shown(row) for row in rows], options.quick,
-        architectures=len(rows), cells=len(cells), passed=passed,
-    )  # fmt: skip
+        PAGE.write_text(_page(tables))
+    shown = [{"of": title, **_shown(row)} for title, rows in tables.items() for row in rows]
+    finish("models", is_enough, shown, options.quick, architectures=len(chosen), **counts)
 
 
 def _be_quiet() -> None:
@@ -70,24 +71,58 @@ def _be_quiet() -> None:
     torch.set_num_threads(1)
 
 
-def _row(name: str) -> dict[str, Any]:
-    """One architecture under every plan: per plan the largest difference, or the error."""
+Row = dict[str, Any]
+Compare = Callable[[str], float]
+"""From a plan to the largest difference."""
+
+
+def _table(chosen: Sequence[str], prepare: Callable[[str], tuple[Graph, Compare]]) -> list[Row]:
+    """A row per architecture: per plan the largest difference, or the error."""
+    rows = []
+    for name in chosen:
+        start = time.perf_counter()
+        row: Row = {"architecture": name}
+        try:
+            graph, compare = prepare(name)
+        except SuperscalerError as error:
+            row |= {"operators": 0, "traces": error, **dict.fromkeys(PLANS, error)}
+        else:
+            row |= {"operators": len(graph.operators), "traces": 0.0}
+            row |= {plan: _difference(compare, plan) for plan in PLANS}
+        rows.append(row)
+        print(f"{name}: {time.perf_counter() - start:.1f} s  {_words(row)}", flush=True)
+    return rows
+
+
+def _training(name: str) -> tuple[Graph, Compare]:
     model, inputs = build(name)
-    row: dict[str, Any] = {"architecture": name}
-    try:
-        graph = trace(model, inputs, optimizer=OPTIMIZER)
-    except SuperscalerError as error:
-        return row | {"operators": 0, "traces": error, **dict.fromkeys(PLANS, error)}
-    row |= {"operators": len(graph.operators), "traces": 0.0}
-    return row | {plan: _difference(graph, model, inputs, plan) for plan in PLANS}
+    graph = trace(model, inputs, optimizer=OPTIMIZER)
+
+    def compare(plan: str) -> float:
+        return _planned(graph, plan).compare_with_eager(model, inputs).largest
+
+    return graph, compare
 
 
-def _difference(
-    graph: Graph, model: torch.nn.Module, inputs: Mapping[str, Any], plan: str
-) -> float | SuperscalerError:
+def _inference(name: str) -> tuple[Graph, Compare]:
+    model = build(name)[0].eval()
+    inputs = [inference_inputs(name, *size) for size in SIZES]
+    graph = trace(model, inputs[0], dynamic=varying_sizes(name, inputs[0]))
+
+    def compare(plan: str) -> float:
+        made = _planned(graph, plan)
+        return max(made.compare_with_eager(model, given).largest for given in inputs)
+
+    return graph, compare
+
+
+def _planned(graph: Graph, plan: str) -> compiler.CompiledPlan:
+    return compiler.plan(graph, Cluster.local(parse_plan(plan).num_devices), plan).verify()
+
+
+def _difference(compare: Compare, plan: str) -> float | SuperscalerError:
     try:
-        made = compiler.plan(graph, Cluster.local(parse_plan(plan).num_devices), plan).verify()
-        return made.compare_with_eager(model, inputs).largest
+        return compare(plan)
     except SuperscalerError as error:
         return error
 
@@ -113,24 +148,20 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _page(rows: list[dict[str, Any]]) -> str:
+def _page(tables: Mapping[str, list[Row]]) -> str:
     """The page of the documentation."""
     header = ("architecture", "operators", "traces", *PLANS)
-    lines = [
-        "# Models",
-        "",
-        (__doc__ or "").strip().replace("``--write`` makes docs/models.md.", "").strip(),
-        "",
-    ]
-    lines += ["Written by `python -m benchmarks.models --write`.", ""]
-    lines += [f"| {' | '.join(header)} |", f"| {' | '.join(['---'] * len(header))} |"]
-    lines += [f"| {' | '.join(str(cell) for cell in _shown(row).values())} |" for row in rows]
-    faults = [
-        (row["architecture"], plan, row[plan]) for row in rows for plan in PLANS if not _passed(row[plan])
-    ]
-    if faults:
-        lines += ["", "Where there is no figure:", ""]
-        lines += [f"* {name}, {plan}: {_reason(cell).splitlines()[0]}" for name, plan, cell in faults]
+    about = (__doc__ or "").strip().replace("``--write`` makes docs/models.md.", "").strip()
+    lines = ["# Models", "", about, "", "Written by `python -m benchmarks.models --write`."]
+    for title, rows in tables.items():
+        lines += ["", f"## {title.capitalize()}", ""]
+        lines += [f"| {' | '.join(header)} |", f"| {' | '.join(['---'] * len(header))} |"]
+        lines += [f"| {' | '.join(map(str, _shown(row).values()))} |" for row in rows]
+        faults = [(row, plan) for row in rows for plan in PLANS if not _passed(row[plan])]
+        lines += ["", "Where there is no figure:", ""] if faults else []
+        lines += [
+            f"* {row['architecture']}, {plan}: {_reason(row[plan]).splitlines()[0]}" for row, plan in faults
+        ]
     return "\n".join(lines) + "\n"
 
 
