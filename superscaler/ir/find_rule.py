@@ -426,6 +426,8 @@ def _can_combine(
     reducer: str, sample: SampleCall, whole: torch.Tensor, parts: Sequence[torch.Tensor]
 ) -> bool:
     """Whether a reducer is for values of this dtype; and the largest of equal pieces says nothing of a cut."""
+    if whole.dtype.is_complex and reducer != "sum":
+        return False
     if reducer == "logsumexp":
         return whole.dtype.is_floating_point
     if reducer == "max":

@@ -69,7 +69,7 @@ class SampleCall:
         """Whether a result is `whole` up to rounding."""
         if result.shape != whole.shape or result.dtype != whole.dtype:
             return False
-        if not whole.dtype.is_floating_point:
+        if not _is_inexact(whole.dtype):
             return torch.equal(result, whole)
         finite = whole[whole.isfinite()].abs()
         scale = float(finite.max()) if finite.numel() else 0.0
@@ -145,7 +145,7 @@ class Sampler:
         numbers = []
         for style in STYLES:
             results = self.sample(1, style).results
-            if all(r.isfinite().all() for r in results if r.dtype.is_floating_point):
+            if all(r.isfinite().all() for r in results if _is_inexact(r.dtype)):
                 numbers.append(style)
         return numbers or ["normal", "positive"]
 
@@ -155,20 +155,26 @@ class Sampler:
 
 
 def _rounding(sample: SampleCall) -> float:
-    floating = [t.dtype for t in (*sample.values, *sample.results) if t.dtype.is_floating_point]
-    rounding = max((_ROUNDING.get(dtype, 0.2) for dtype in floating), default=0.0)
+    tensors = (*sample.values, *sample.results)
+    inexact = [t.dtype.to_real() for t in tensors if _is_inexact(t.dtype)]
+    rounding = max((_ROUNDING.get(dtype, 0.2) for dtype in inexact), default=0.0)
     if rounding != _ROUNDING[torch.float64]:
         return rounding
-    after = sample.run([v * (1 + 1e-10) if v.dtype.is_floating_point else v for v in sample.values])
+    after = sample.run([v * (1 + 1e-10) if _is_inexact(v.dtype) else v for v in sample.values])
     computes_in_single = all(map(torch.equal, after, sample.results))
     return _ROUNDING[torch.float32] if computes_in_single else rounding
+
+
+def _is_inexact(dtype: torch.dtype) -> bool:
+    """Whether numbers of a dtype are rounded."""
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def redraw(value: torch.Tensor, seed: int) -> torch.Tensor:
     """Other values of the same dtype, each different from the one before."""
     if value.dtype == torch.bool:
         return ~value
-    if not value.dtype.is_floating_point:
+    if not _is_inexact(value.dtype):
         return 1 - value.clamp(0, 1)
     noise = torch.rand(value.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return value + (noise + 0.5).to(value)
@@ -179,6 +185,9 @@ def _draw(
 ) -> torch.Tensor:
     if dtype == torch.bool:
         return torch.rand(shape, generator=generator) < 0.5
+    if dtype.is_complex:
+        parts = (_draw(shape, torch.float64, generator, style, highest) for _ in range(2))
+        return torch.complex(*parts).to(dtype)
     if not dtype.is_floating_point:
         lowest = 0 if shape else 1  # the number of a step, a count: no index
         return torch.randint(lowest, highest + lowest, shape, generator=generator).to(dtype)
