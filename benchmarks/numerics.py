@@ -1,8 +1,8 @@
 """Low precision under a plan: a 4-layer Llama under torchrun with gloo against one process of eager PyTorch.
 
 * bfloat16 autocast with gradients clipped by their global norm, ``dp=2,tp=2``: the losses follow those of one process
-  (``torch.autocast``, ``clip_grad_norm_``, ``torch.optim.AdamW``) within the noise of bfloat16. The noise is measured in
-  one process: how far its losses come from its own in float32, and from its own when each batch's samples stand in
+  (``torch.autocast``, ``clip_grad_norm_``, ``torch.optim.AdamW``) within the noise of bfloat16. The noise is measured
+  in one process: how far its losses come from its own in float32, and from its own when each batch's samples stand in
   another order. The larger counts, and at least 2 ** -8 of the loss, its last bit as a bfloat16 number.
 * float16 with dynamic loss scaling from a scale that overflows: every rank skips the same first steps, the scale
   backs off, and training goes on as with ``torch.amp.GradScaler`` in one process, within 2 ** -8.
