@@ -54,6 +54,8 @@ class _Rules:
         return replace(operator, rule=self.known[key].text, shape_argument=self.known[key].shape_argument)
 
     def _found(self, operator: Operator, call: CallShape) -> RuleText:
+        if _draws(operator.kind):
+            raise _random(operator)
         found = self.cache.get(call)
         if found is None:
             try:
@@ -94,6 +96,13 @@ class _Rules:
             where=operator.source,
             remedy=f"declare what experiments show: {shown}",
         )
+
+
+def _draws(kind: str) -> bool:
+    """Whether torch says of an operator that it draws random numbers."""
+    namespace, name, overload = (*kind.split("."), "default")[:3]
+    function = getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    return torch.Tag.nondeterministic_seeded in function.tags
 
 
 def _call_shape(operator: Operator, graph: Graph) -> CallShape:

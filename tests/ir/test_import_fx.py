@@ -273,6 +273,7 @@ def test_a_product_per_expert_computes_as_eager_under_a_plan(plan, devices):
         (torch.rand_like, "rand_like"),
         (torch.randn_like, "randn_like"),
         (lambda x: x.clone().normal_(), "normal"),
+        (torch.bernoulli, "bernoulli"),
     ],
 )
 def test_random_numbers_are_refused_with_the_line_and_the_remedy(draw, name):
