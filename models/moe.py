@@ -8,7 +8,8 @@ Shape suffixes: B batch, S sequence, W width, N heads, K key-value heads, H widt
 E experts, T choices of a token, C room of an expert, F width inside an expert, V vocabulary.
 """
 
-from math import ceil, log, sqrt
+from fractions import Fraction
+from math import log, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +149,8 @@ class Router(nn.Module):
         picks_BSE = (chosen_BST.unsqueeze(-1) == experts_E).to(shares_BSE.dtype).sum(-2)
         kept_BSE = shares_BSE * picks_BSE
         weights_BSE = kept_BSE / kept_BSE.sum(-1, keepdim=True)
-        room = min(x_BSW.shape[1], ceil(self.room * x_BSW.shape[1] * self.choices / self.experts))
+        share = Fraction(self.room).limit_denominator(1000) * self.choices / self.experts
+        room = min(x_BSW.shape[1], -(-x_BSW.shape[1] * share.numerator // share.denominator))
         before_BSE = picks_BSE.cumsum(1) - picks_BSE
         places_C = torch.arange(room, device=x_BSW.device)
         places_BSEC = (before_BSE.unsqueeze(-1) == places_C).to(x_BSW.dtype) * picks_BSE.to(
