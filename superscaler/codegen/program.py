@@ -12,7 +12,7 @@ from typing import Any
 from superscaler.ir.graph import Graph, Phase
 from superscaler.ir.layout import Extent, Layout, piece_index
 from superscaler.ir.mesh import Mesh
-from superscaler.planner.schedules import Task
+from superscaler.planner.schedule import Task
 from superscaler.planner.steps import Step
 
 

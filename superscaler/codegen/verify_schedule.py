@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from superscaler.codegen.program import Program
 from superscaler.errors import VerificationError
 from superscaler.ir.graph import Phase
-from superscaler.planner.schedules import Task
+from superscaler.planner.schedule import Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ class Phase(StrEnum):
     """Once per step, before the first micro-batch: what needs the whole batch of inputs but no parameter."""
     FORWARD = "F"
     BACKWARD = "B"
+    WEIGHT = "W"
+    """Gradients of weights, where a schedule runs them apart from the rest of the backward."""
     UPDATE = "U"
 
 

@@ -11,11 +11,13 @@ from superscaler.planner.cluster import Cluster
 from superscaler.planner.complete import complete
 from superscaler.planner.materialize import MaterializedGraph, Transfer, materialize
 from superscaler.planner.micro_batches import compute_sums_beforehand
+from superscaler.planner.pipeline import Pipeline
 from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.planner import Planner
 from superscaler.planner.recompute import recompute
 from superscaler.planner.requirements import plan_requirements
-from superscaler.planner.schedules import Schedule, gpipe, order_tasks
+from superscaler.planner.schedule import Schedule, order_tasks
+from superscaler.planner.schedules import gpipe
 
 PlanScript = Callable[[Planner], None]
 
@@ -98,14 +100,13 @@ def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> 
         graph = recompute(graph, [dict.fromkeys(block) for block in planner.repeated])
         planner = _decisions(graph, cluster, script)
     maker = planner.schedule or gpipe(1)
-    micro_batches = maker(1, graph.is_training).micro_batches
-    if micro_batches > 1:
+    if maker.micro_batches > 1:
         split_graph = drop_unread(compute_sums_beforehand(graph, planner.axes))
         if split_graph.operators != graph.operators:
             planner = _decisions(split_graph, cluster, script)
-    placed = complete(planner, micro_batches)
+    placed = complete(planner, maker.micro_batches)
     materialized = materialize(placed, cluster, planner.operator_orders)
-    schedule = maker(len(materialized.stages), graph.is_training)
+    schedule = maker(Pipeline.chain(len(materialized.stages), graph.is_training))
     if len(schedule.rows) != len(materialized.stages):
         raise PlanError(
             f"the schedule {schedule.name!r} has {len(schedule.rows)} rows for "

@@ -16,9 +16,11 @@ from superscaler.ir.size import Size
 from superscaler.ir.source_line import user_line
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.order import Order
+from superscaler.planner.pipeline import ScheduleMaker
 from superscaler.planner.placement import letters_of
 from superscaler.planner.recompute import operators_to_repeat
-from superscaler.planner.schedules import Schedule, ScheduleMaker, Task
+from superscaler.planner.schedule import Schedule, Task
+from superscaler.planner.schedules import Given
 from superscaler.planner.selection import AxisSelection, Selection, select, split, split_layers
 
 Devices = Mesh | Sequence[int]
@@ -291,7 +293,7 @@ class Planner:
                     where=line,
                     remedy="choose one schedule; single tasks are ordered by p.order(first, then)",
                 )
-            self.schedule = (lambda stages, training: first) if isinstance(first, Schedule) else first
+            self.schedule = Given(first) if isinstance(first, Schedule) else first
             self.schedule_said_by = line
         elif isinstance(first, Task) and isinstance(then, Task):
             self.task_orders.append(Order(first, then, line))

@@ -121,7 +121,7 @@ def _words(options: PlanOptions) -> Iterator[tuple[str, PlanScript]]:
     if options.recompute:
         yield "recompute", recompute_layers
     name = options.schedule or ("1f1b" if options.pp > 1 else "gpipe")
-    yield f"schedule={name}", lambda p: p.order(NAMED[name](options.micro_batches))
+    yield f"schedule={name}", lambda p: p.order(NAMED[name].make(options.micro_batches))
 
 
 def pipeline(p: Planner, stages: int, **axes: int) -> None:

@@ -65,6 +65,7 @@ _PHASE_NAMES = {
     Phase.PREPARE: "prepare",
     Phase.FORWARD: "forward",
     Phase.BACKWARD: "backward",
+    Phase.WEIGHT: "weight gradients",
     Phase.UPDATE: "update",
 }
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from superscaler.errors import PlanError
 from superscaler.ir.graph import Phase
 from superscaler.planner.order import Order
-from superscaler.planner.schedules import Schedule, Task, gpipe, one_f_one_b, order_tasks, parse_schedule
+from superscaler.planner.pipeline import Pipeline
+from superscaler.planner.schedule import Schedule, Task, order_tasks, parse_schedule
+from superscaler.planner.schedules import gpipe, one_f_one_b
 
 SHAPES = [(stages, count) for stages in range(1, 6) for count in range(1, 9)]
 
@@ -51,7 +53,7 @@ def in_flight(row):
 @pytest.mark.parametrize("make", [gpipe, one_f_one_b])
 def test_each_stage_runs_every_task_once_without_deadlock_in_the_least_time(make):
     for stages, count in SHAPES:
-        schedule = make(count)(stages, True)
+        schedule = make(count)(Pipeline.chain(stages))
         for stage, row in enumerate(schedule.rows):
             assert sorted(row) == sorted(
                 Task(stage, phase, i) for phase in (Phase.FORWARD, Phase.BACKWARD) for i in range(count)
@@ -63,21 +65,21 @@ def test_each_stage_runs_every_task_once_without_deadlock_in_the_least_time(make
 
 def test_one_f_one_b_holds_no_more_micro_batches_than_stages_that_follow():
     for stages, count in SHAPES:
-        rows = one_f_one_b(count)(stages, True).rows
+        rows = one_f_one_b(count)(Pipeline.chain(stages)).rows
         assert [in_flight(row) for row in rows] == [min(count, stages - stage) for stage in range(stages)]
-        assert [in_flight(row) for row in gpipe(count)(stages, True).rows] == [count] * stages
+        assert [in_flight(row) for row in gpipe(count)(Pipeline.chain(stages)).rows] == [count] * stages
 
 
 def test_inference_only_runs_forwards():
     for make in (gpipe, one_f_one_b):
-        rows = make(3)(2, False).rows
+        rows = make(3)(Pipeline.chain(2, training=False)).rows
         assert [[str(task) for task in row] for row in rows] == [["F0", "F1", "F2"]] * 2
 
 
 @pytest.mark.parametrize("make", [gpipe, one_f_one_b])
 def test_printing_and_parsing_agree(make):
     for stages, count in SHAPES:
-        schedule = make(count)(stages, True)
+        schedule = make(count)(Pipeline.chain(stages))
         assert parse_schedule(str(schedule), schedule.name) == schedule
 
 
@@ -85,9 +87,39 @@ def test_rows_need_no_heading():
     assert parse_schedule("F0 F1\nF0 F1") == parse_schedule("stage 0: F0 F1\nstage 1: F0 F1")
 
 
+def test_a_row_of_several_stages_names_them():
+    rows = (
+        (Task(0, Phase.FORWARD, 0), Task(2, Phase.FORWARD, 0), Task(2, Phase.BACKWARD, 0)),
+        (Task(1, Phase.WEIGHT, 0),),
+    )
+    text = "row 0: 0F0 2F0 2B0\nstage 1: W0"
+    assert str(Schedule("two on one", 1, rows)) == text
+    assert parse_schedule(text, "two on one") == Schedule("two on one", 1, rows)
+
+
+TASKS_ANYWHERE = st.builds(Task, st.integers(0, 12), st.sampled_from("FBW").map(Phase), st.integers(0, 12))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.lists(TASKS_ANYWHERE, max_size=6).map(tuple), max_size=4).map(tuple))
+def test_any_rows_are_printed_and_parsed(rows):
+    micro_batches = 1 + max((task.micro_batch for row in rows for task in row), default=0)
+    schedule = Schedule("drawn", micro_batches, rows)
+    assert parse_schedule(str(schedule), "drawn") == schedule
+
+
+def test_a_row_with_two_stages_suits_no_schedule_of_one_stage_per_row():
+    folded = Pipeline((((0,),), ((0,),)), ((0, 1),))
+    for make in (gpipe, one_f_one_b):
+        with pytest.raises(PlanError, match="one stage per row"):
+            make(2)(folded)
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
+        ("row 0: 0F0 B0", "'B0', which is no task"),
+        ("stage 0: 0F0", "'0F0', which is no task"),
         ("stage 0: F0 G0", "'G0', which is no task"),
         ("F", "'F', which is no task"),
         ("F0 F-1", "'F-1', which is no task"),
@@ -129,7 +161,7 @@ def test_ordered_tasks_obey_or_no_order_of_the_row_does(pairs, row):
 
 
 def test_orders_of_tasks_that_are_not_there_or_share_no_device_are_refused():
-    schedule = gpipe(2)(2, True)
+    schedule = gpipe(2)(Pipeline.chain(2))
     with pytest.raises(PlanError, match="has no task F2 on stage 0"):
         order_tasks(schedule, [Order(Task(0, Phase.FORWARD, 2), Task(0, Phase.FORWARD, 0))])
     with pytest.raises(PlanError, match="share no device"):
