@@ -18,6 +18,7 @@ examples:
   python build/gpt-run/run.py --data build/text.safetensors --out build/logits.safetensors
   superscaler check models/gpt.py:tiny --cluster local:4 --plan tp=2,pp=2,micro_batches=2
   superscaler show build/gpt
+  superscaler show models/gpt.py:tiny --cluster local:2 --plan tp=2,sp --communication
   superscaler show models/gpt.py:tiny --cluster local:2 --plan pp=2 --explain 'h.0.attn.q/linear'
 
 plans: words joined by commas: dp=N tp=N pp=N zero=1 sp recompute micro_batches=N schedule=gpipe|1f1b, or none;
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="print a build folder's plan, or the plan of a model")
     _add_model(show, "target")
     show.add_argument("--graph", action="store_true", help="print the traced graph instead")
+    show.add_argument("--communication", action="store_true", help="print every move with its bytes instead")
     show.add_argument("--explain", metavar="OPERATOR", help="why one operator is cut and placed as it is")
     show.set_defaults(run=_show)
     return parser
@@ -159,6 +161,9 @@ def _show(options: argparse.Namespace) -> None:
         print(format_graph(_trace(options, deferred=True)))
         return
     plan = _plan(options, deferred=True)
+    if options.communication:
+        print(plan.communication())
+        return
     print(plan.explain(options.explain) if options.explain else plan)
 
 

@@ -18,12 +18,12 @@ from superscaler.codegen.program import (
     Slice,
     reads_of,
 )
-from superscaler.codegen.reasons import reason
 from superscaler.codegen.sizes import Sizes
 from superscaler.codegen.source_lines import INDENT, WIDTH, statement
 from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Ref
 from superscaler.ir.tensor import Role
+from superscaler.planner.reasons import reason
 from superscaler.planner.steps import StepKind
 
 RESERVED = (
@@ -313,7 +313,9 @@ class Function:
         step, read, write = instruction.step, instruction.read, instruction.write
         self.use("rt")
         axis, text = self.sizes.axis(step.axis), str(self.read(read))
-        comment = f"{reason(self.stage, instruction)} {self.shape(write)}"
+        tensor = self.stage.value(instruction.read).tensor
+        why = reason(self.stage.plan.placed, tensor, instruction.step)
+        comment = f"{why} {self.shape(write)}"
         if step.kind is StepKind.ALL_REDUCE:
             if not self._may_overwrite(read):
                 text = f"{self.read(read).atom}.clone()"

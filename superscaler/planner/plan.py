@@ -8,6 +8,7 @@ from superscaler.errors import PlanError
 from superscaler.ir.graph import Graph, Operator, Phase, drop_unread
 from superscaler.ir.size import Requirement
 from superscaler.planner.cluster import Cluster
+from superscaler.planner.communication import Communication, find_communication
 from superscaler.planner.complete import complete
 from superscaler.planner.materialize import MaterializedGraph, Transfer, materialize
 from superscaler.planner.micro_batches import compute_sums_beforehand
@@ -61,6 +62,10 @@ class Plan:
             for event in events
             if isinstance(event, Transfer) and not event.step.is_local
         )
+
+    def communication(self) -> Communication:
+        """Every move with its bytes, how often a step makes it, among which devices and why; prints as a table."""
+        return find_communication(self.materialized, self.schedule.micro_batches)
 
     def explain(self, operator: str | Operator) -> str:
         """Why an operator is cut and placed as it is, and what its tensors look like.

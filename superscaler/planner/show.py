@@ -3,13 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
+from fractions import Fraction
 
-from superscaler.ir.graph import Operator, Phase
-from superscaler.ir.tensor import DTYPE_BYTES, Role
-from superscaler.planner.materialize import Transfer
+from superscaler.ir.graph import Operator
+from superscaler.ir.tensor import Role
+from superscaler.planner.communication import PHASE_NAMES
 from superscaler.planner.plan import Plan
 from superscaler.planner.step_cost import local_elements
-from superscaler.planner.steps import StepKind
 
 
 def format_plan(plan: Plan) -> str:
@@ -45,7 +45,7 @@ def _stage(plan: Plan, number: int) -> str:
     placed = plan.placed
     here = [operator for operator in plan.graph.operators if placed.placements[operator.name].mesh == mesh]
     counts = Counter(placed.phases[operator.name] for operator in here)
-    phases = [f"{counts[phase]} {name}" for phase, name in _PHASE_NAMES.items() if counts[phase]]
+    phases = [f"{counts[phase]} {name}" for phase, name in PHASE_NAMES.items() if counts[phase]]
     again = sum(operator.is_again for operator in here)
     if again:
         phases.append(f"{again} of the backward repeat the forward")
@@ -59,15 +59,6 @@ def _stage(plan: Plan, number: int) -> str:
     for axis in (name for name, size in mesh.axes if size > 1):
         lines.append(f"  {axis:<10} cuts {', '.join(axes_cut(plan, here, axis)) or 'nothing: replicas'}")
     return "\n".join(lines)
-
-
-_PHASE_NAMES = {
-    Phase.PREPARE: "prepare",
-    Phase.FORWARD: "forward",
-    Phase.BACKWARD: "backward",
-    Phase.WEIGHT: "weight gradients",
-    Phase.UPDATE: "update",
-}
 
 
 def axes_cut(plan: Plan, operators: Iterable[Operator], mesh_axis: str) -> list[str]:
@@ -95,49 +86,21 @@ def _stored_elements(plan: Plan, stage: int) -> int:
 
 
 def format_communication(plan: Plan) -> str:
-    """Every kind of transfer: how often per step, over which axis, and how many bytes each device moves."""
-    rows: dict[tuple[str, str, str], list[int]] = {}
-    for phase, transfer in plan.transfers:
-        times = plan.schedule.micro_batches if phase in (Phase.FORWARD, Phase.BACKWARD) else 1
-        key = (_PHASE_NAMES[phase], str(transfer.step.kind), _over(plan, transfer))
-        row = rows.setdefault(key, [0, 0])
-        row[0] += times
-        row[1] += times * transfer_bytes(plan, transfer)
+    """Every kind of movement: how often per step, over which axis, and how many bytes each device sends."""
+    rows: dict[tuple[str, str, str], list[Fraction]] = {}
+    for movement in plan.communication():
+        key = (PHASE_NAMES[movement.phase], str(movement.kind), movement.place)
+        row = rows.setdefault(key, [Fraction(0), Fraction(0)])
+        row[0] += movement.times
+        row[1] += movement.times * movement.most_bytes
     if not rows:
         return "communication per step: none"
     lines = ["communication per step, per device"]
     lines += [
-        f"  {phase:<9} {kind:<15} {over:<24} {count:>5} x  {format_bytes(size):>10}"
+        f"  {phase:<9} {kind:<15} {over:<24} {count!s:>5} x  {format_bytes(float(size)):>10}"
         for (phase, kind, over), (count, size) in rows.items()
     ]
     return "\n".join(lines)
-
-
-def _over(plan: Plan, transfer: Transfer) -> str:
-    step = transfer.step
-    if step.kind in (StepKind.SEND, StepKind.EXCHANGE):
-        ends = [plan.materialized.stages.index(layout.mesh) for layout in (step.before, step.after)]
-        return f"stage {ends[0]} -> stage {ends[1]}"
-    return f"over {step.axis} (stage {plan.materialized.stages.index(step.before.mesh)})"
-
-
-def transfer_bytes(plan: Plan, transfer: Transfer) -> int:
-    """Bytes one device sends in one execution, by the ring algorithm's count for collectives."""
-    step = transfer.step
-    tensor = plan.graph.tensors[plan.materialized.values[transfer.read].tensor]
-    width = DTYPE_BYTES[tensor.dtype]
-    before, after = local_elements(step.before) * width, local_elements(step.after) * width
-    if step.kind in (StepKind.SEND, StepKind.EXCHANGE):
-        return before
-    ring = step.before.mesh.size(step.axis) - 1
-    size = ring + 1
-    match step.kind:
-        case StepKind.ALL_REDUCE:
-            return 2 * before * ring // size
-        case StepKind.ALL_GATHER:
-            return after * ring // size
-        case _:
-            return before * ring // size
 
 
 def _schedule(plan: Plan) -> str:

@@ -1,19 +1,17 @@
-"""Reasons: why a communication line is there, as the comment behind it says it."""
+"""Reasons: why a value is communicated, in the words of the model's axes."""
 
 import re
 
-from superscaler.codegen.program import Collective
-from superscaler.codegen.stage import Stage
 from superscaler.ir.axes import Axis
-from superscaler.planner.steps import StepKind
+from superscaler.planner.placement import PlacedGraph
+from superscaler.planner.steps import Step, StepKind
 
 
-def reason(stage: Stage, instruction: Collective) -> str:
-    """Why a collective is needed: ``sum over tp, which cuts heads``."""
-    step = instruction.step
-    fine = stage.plan.placed.axes.fine(stage.value(instruction.read).tensor)
+def reason(placed: PlacedGraph, tensor: str, step: Step) -> str:
+    """Why a collective on `tensor` is needed: ``sum over tp, which cuts heads``."""
+    fine = placed.axes.fine(tensor)
     place = axis_name(fine[step.dim]) if 0 <= step.dim < len(fine) else ""
-    cut = summed_axes(stage, stage.value(instruction.read).tensor, step.axis)
+    cut = summed_axes(placed, tensor, step.axis)
     because = f", which cuts {', '.join(cut)}" if cut else ""
     match step.kind:
         case StepKind.ALL_REDUCE:
@@ -27,12 +25,11 @@ def reason(stage: Stage, instruction: Collective) -> str:
             return f"{step.axis} cuts {place} instead of {axis_name(fine[step.from_dim])}"
 
 
-def summed_axes(stage: Stage, tensor: str, over: str) -> list[str]:
+def summed_axes(placed: PlacedGraph, tensor: str, over: str) -> list[str]:
     """The model's axes that `over` cuts in the operator that wrote `tensor`, and that the tensor lacks."""
-    writer = stage.graph.writer.get(tensor)
+    writer = placed.graph.writer.get(tensor)
     if writer is None:
         return []
-    placed = stage.plan.placed
     present = {axis.index for axis in placed.axes.fine(tensor)}
     letters = placed.axes.letters[writer.name]
     return list(
