@@ -14,20 +14,20 @@ Lanes = tuple[tuple[tuple[int, ...], ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What the tasks of each stage take, in any units of time and memory."""
+    """What the tasks of each stage take, in any unit of time and any whole unit of memory."""
 
     forward: tuple[float, ...]
     backward: tuple[float, ...]
     """The part of the backward that other stages wait for: gradients of activations."""
     weight: tuple[float, ...]
     """The rest: gradients of weights. Where the backward is not split, both are one task."""
-    activation: tuple[float, ...]
-    """Memory one micro-batch takes on each row of the stage, from the start of F to the end of B."""
-    weight_activation: tuple[float, ...]
-    """... and the part of it that W needs, which is free at the end of W."""
+    activation: tuple[int, ...]
+    """Memory one micro-batch takes on each row of the stage from the start of F to the end of B, or of W."""
+    weight_activation: tuple[int, ...]
+    """... how much W needs, which is free at the end of W; what is left of the above is free at the end of B."""
     latency: Mapping[tuple[int, int], float] = field(default_factory=dict)
     """Edge of the pipeline -> time between the end of a task and the start of the one it feeds, either way."""
-    memory_limit: tuple[float, ...] | None = None
+    memory_limit: tuple[int, ...] | None = None
     """Per row, the memory for activations."""
 
 
@@ -87,7 +87,7 @@ class Pipeline:
     @cached_property
     def priced(self) -> Costs:
         """The costs, in units where none are given."""
-        ones = (1.0,) * self.num_stages
+        ones = (1,) * self.num_stages
         return self.costs or Costs(ones, ones, ones, ones, ones)
 
     def with_costs(self, costs: Costs) -> "Pipeline":

@@ -22,6 +22,8 @@ from superscaler.planner.schedules import NAMED
 from superscaler.planner.selection import Selection
 
 PlanScript = Callable[[Planner], None]
+SCHEDULES = ("gpipe", "1f1b")
+"""Schedules whose stages a plan string places: one per group of devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def parse_plan(text: str) -> PlanOptions:
             raise PlanError(f"the plan {text!r} says {key} twice", remedy="keep one of them")
         if key in ("sp", "recompute") and not equals:
             values[key] = True
-        elif key == "schedule" and value in NAMED:
+        elif key == "schedule" and value in SCHEDULES:
             values["schedule"] = value
         elif key in ("dp", "tp", "pp", "zero", "micro_batches") and value.isdecimal():
             values[key] = int(value)
@@ -64,7 +66,7 @@ def parse_plan(text: str) -> PlanOptions:
             raise PlanError(
                 f"the plan {text!r} has a word that means nothing: {word!r}",
                 remedy="words are dp=N, tp=N, pp=N, zero=1, sp, recompute, micro_batches=N, "
-                f"schedule={'|'.join(NAMED)}, or none",
+                f"schedule={'|'.join(SCHEDULES)}, or none",
             )
     options = PlanOptions(**values)  # type: ignore[arg-type]
     _check(text, options)
