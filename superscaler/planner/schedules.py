@@ -181,6 +181,8 @@ def _zero_bubble(micro_batches: int, stage: int, warm_up: int, delay: int) -> It
 def interleaved(micro_batches: int, per_row: int = 2) -> ScheduleMaker:
     """1F1B with several stages per row: stage s is on row s % p (arXiv 2104.04473).
 
+    Micro-batches go round in groups of p; of a last group that is not full, what is missing is left out.
+
     Raises:
         PlanError: There is not at least one micro-batch, or one stage per row.
     """
@@ -195,7 +197,7 @@ def interleaved(micro_batches: int, per_row: int = 2) -> ScheduleMaker:
             (round_of_stages, i)
             for first in range(0, micro_batches, rows)
             for round_of_stages in range(per_row)
-            for i in range(first, min(first + rows, micro_batches))
+            for i in range(first, first + rows)
         ]
         warm_up = min(2 * (rows - row - 1) + (per_row - 1) * rows, len(steps))
         forwards = [Task(chunk * rows + row, F, i) for chunk, i in steps]

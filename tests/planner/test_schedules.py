@@ -146,7 +146,9 @@ def test_every_named_schedule_runs_to_its_end_for_any_rows_and_micro_batches(nam
 @given(st.integers(1, 5), st.integers(1, 13), st.integers(1, 4))
 def test_any_number_of_stages_per_row_and_of_passes(rows, micro_batches, count):
     for maker in (interleaved(micro_batches, count), three_f_one_b(micro_batches, count)):
-        pipeline = Pipeline(maker.form(rows), tuple((s, s + 1) for s in range(rows * count - 1)))
+        recycled = range(rows * (count - 1)) if maker.name == "3f1b" else ()
+        edges = tuple((stage, stage + 1) for stage in range(rows * count - 1))
+        pipeline = Pipeline(maker.form(rows), edges, forward_only=frozenset(recycled))
         timeline(task_graph(pipeline, micro_batches, False), maker(pipeline))
 
 
@@ -163,7 +165,7 @@ def test_tasks_on_all_rows_come_between_the_steps_of_1f1b():
     rows = NAMED["interlaced"].make(2)(NAMED["interlaced"].pipeline(2)).rows
     assert [" ".join(f"{task.stage}{task}" for task in row) for row in rows] == [
         "0F0 1F0 0F1 1F1 3F0 3B0 1B0 0B0 3F1 3B1 1B1 0B1",
-        "0F0 0F1 2F0 3F0 3B0 2B0 0B0 2F1 3F1 3B1 2B1 0B1",
+        "0F0 0F1 2F0 3F0 3B0 2B0 2F1 0B0 3F1 3B1 2B1 0B1",
     ]
 
 
