@@ -193,6 +193,7 @@ _LLAMA_2 = {"seq": 4096, "vocab": 32000}
 _LLAMA_3 = {"seq": 8192, "vocab": 128256, "theta": 500000.0}
 SIZES = {
     "tiny": {"layers": 4, "width": 64, "heads": 8, "kv_heads": 4, "inner": 128, "seq": 16, "vocab": 256},
+    "bench": {"layers": 8, "width": 512, "heads": 8, "kv_heads": 4, "inner": 1376, "seq": 128, "vocab": 4096},
     "7b": {"layers": 32, "width": 4096, "heads": 32, "kv_heads": 32, "inner": 11008, **_LLAMA_2},
     "13b": {"layers": 40, "width": 5120, "heads": 40, "kv_heads": 40, "inner": 13824, **_LLAMA_2},
     "70b": {"layers": 80, "width": 8192, "heads": 64, "kv_heads": 8, "inner": 28672, **_LLAMA_2},
