@@ -40,8 +40,8 @@ def main() -> None:
         "rows": list(PEERS),
         "overrides": SMALL if options.quick else {},
         "optimizer": OPTIONS,
-        "blocks": 8 if options.quick else 20,
-        "steps": 2 if options.quick else 3,
+        "blocks": 8 if options.quick else 12,
+        "steps": 2,
     }
     with tempfile.TemporaryDirectory() as folder:
         _prepare(Path(folder), settings)

@@ -57,7 +57,15 @@ def complete(planner: Planner, micro_batches: int) -> PlacedGraph:
     _check_effective(planner, effective, places)
     _check_sizes(planner, placements)
     return split_totals(
-        PlacedGraph(graph, axes, placements, phases, {name: tuple(lines) for name, lines in reasons.items()})
+        PlacedGraph(
+            graph,
+            axes,
+            placements,
+            phases,
+            {name: tuple(lines) for name, lines in reasons.items()},
+            frozenset(planner.kept_as_updated),
+            frozenset(planner.stored_as_updated),
+        )
     )
 
 

@@ -13,6 +13,7 @@ from superscaler.ir.graph import Graph, Operator, Phase
 from superscaler.ir.layout import Layout
 from superscaler.ir.mesh import TIME, Mesh
 from superscaler.ir.tensor import DTYPE_BYTES, Role
+from superscaler.planner.as_updated import brought_together, homes_as_updated, kept_as_updated
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.order import Order
 from superscaler.planner.placement import PlacedGraph
@@ -113,6 +114,8 @@ def materialize(
     operators = _ordered(placed, orders)
     builder.place_stored(operators)
     for phase in PHASES:
+        if phase is Phase.BACKWARD:
+            builder.forget(brought_together(placed))
         for operator in operators:
             if placed.phases[operator.name] is phase:
                 builder.run(operator, phase)
@@ -249,6 +252,8 @@ class _Builder:
             layouts = [_unmasked(layout) for layout, late in wanted[name].items() if not late]
             if not layouts:
                 layouts = [_unmasked(layout) for layout in wanted[name]]
+            if name in self.placed.stored_as_updated:
+                layouts = homes_as_updated(self.placed, name, layouts)
             is_fed = tensor.role is Role.INPUT
             homes = list(dict.fromkeys(layouts)) if is_fed else _most_replicated(layouts)
             for number, layout in enumerate(homes):
@@ -279,6 +284,25 @@ class _Builder:
             self.written[name] = _Version(value, phase)
             self.versions.setdefault(name, {})[layout] = self.written[name]
         self.events[phase].append(Run(operator.name, reads, tuple(writes)))
+        for name in operator.writes:
+            if phase is Phase.BACKWARD and name in self.placed.kept_as_updated:
+                self._bring_to_update(name)
+
+    def _bring_to_update(self, gradient: str) -> None:
+        """Bring a micro-batch's gradient into the layout it is kept in."""
+        layout = kept_as_updated(self.placed, gradient, self.values[self.written[gradient].value].layout)
+        if layout is not None:
+            self._obtain(gradient, layout, Phase.BACKWARD, None)
+            self.written[gradient] = self.versions[gradient][layout]
+
+    def forget(self, tensors: Iterable[str]) -> None:
+        """Forget what the forward brought together, so that the backward does so again."""
+        for name in tensors:
+            self.versions[name] = {
+                layout: known
+                for layout, known in self.versions[name].items()
+                if known.phase is Phase.PREPARE or known is self.written.get(name)
+            }
 
     def finish(self) -> None:
         """Store updated values in every home, and bring the outputs into whole values."""

@@ -43,6 +43,10 @@ class PlacedGraph:
     """Operator -> the phase it runs in: its own, or a later one if it needs a sum over micro-batches."""
     reasons: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Operator -> why it is cut and placed as it is, one sentence each."""
+    kept_as_updated: frozenset[str] = frozenset()
+    """Gradients that are brought into the layout their update reads as soon as a micro-batch makes them."""
+    stored_as_updated: frozenset[str] = frozenset()
+    """Parameters that are stored in the layout their update reads, and brought together where they are read."""
 
     def reads(self, operator: Operator) -> tuple[Layout | None, ...]:
         """The Layout in which an operator reads each of its tensors; None for the number of the step."""

@@ -57,6 +57,10 @@ class Planner:
     operator_orders: list[Order[str]] = field(default_factory=list)
     repeated: list[tuple[str, ...]] = field(default_factory=list)
     """Per block to recompute, its forward operators."""
+    kept_as_updated: set[str] = field(default_factory=set)
+    """Gradients that are kept in the layout their update reads."""
+    stored_as_updated: set[str] = field(default_factory=set)
+    """Parameters that are stored in the layout their update reads."""
     said_by: str = ""
     """Who speaks, where it is not a line of the user's: a word of a plan string."""
 
@@ -274,6 +278,50 @@ class Planner:
                 remedy="choose whole layers of a model that is trained",
             )
         self.repeated.append(block)
+
+    # what is held in pieces
+
+    def keep_as_updated(self, what: Selection) -> None:
+        """Keep gradients as their updates read them: a micro-batch's summands are brought there at once.
+
+        Where an update is cut, only its piece of the gradient is kept: the summands are reduce-scattered in
+        every backward instead of once per step.
+
+        Args:
+            what: Operators, among which the updates of parameters count.
+
+        Raises:
+            PlanError: No parameter is updated among them.
+        """
+        self.kept_as_updated |= {self.graph.gradients[name] for name in self._updated(what)}
+
+    def store_as_updated(self, what: Selection) -> None:
+        """Store parameters as their updates read them, and bring them together wherever an operator reads them.
+
+        Where an update is cut, only its piece of the parameter is stored. What is brought together for the
+        forward is forgotten, and brought together again for the backward.
+
+        Args:
+            what: Operators, among which the updates of parameters count.
+
+        Raises:
+            PlanError: No parameter is updated among them.
+        """
+        self.stored_as_updated |= self._updated(what)
+
+    def _updated(self, what: Selection) -> set[str]:
+        """The parameters that operators update."""
+        updates = [operator for operator in what if operator.phase is Phase.UPDATE]
+        found = {name for operator in updates for name in operator.reads} & self.graph.gradients.keys()
+        if not found:
+            raise PlanError(
+                f"{what.description} updates no parameter",
+                where=self.speaker,
+                remedy="choose the operators of a model that is trained, with their updates",
+            )
+        return found
+
+    # time
 
     def order(
         self,

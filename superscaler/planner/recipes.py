@@ -4,22 +4,21 @@ A plan string such as ``dp=2,tp=2,pp=2,schedule=1f1b,micro_batches=4,zero=1,sp``
 The devices form one array per pipeline stage, data parallel outside tensor parallel; stages are outermost.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import prod
 
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axis
 from superscaler.ir.graph import Operator, Phase
 from superscaler.ir.kinds import row_of
-from superscaler.ir.mesh import Mesh
 from superscaler.planner.layers import layers as find_layers
 from superscaler.planner.micro_batches import batch_axes
 from superscaler.planner.placement import letters_of
-from superscaler.planner.planner import Cut, Planner
+from superscaler.planner.planner import Planner
 from superscaler.planner.recompute import operators_to_repeat
 from superscaler.planner.schedules import NAMED
 from superscaler.planner.selection import Selection
+from superscaler.planner.sharding import SHARDING
 
 PlanScript = Callable[[Planner], None]
 SCHEDULES = ("gpipe", "1f1b")
@@ -65,7 +64,7 @@ def parse_plan(text: str) -> PlanOptions:
         elif word != "none":
             raise PlanError(
                 f"the plan {text!r} has a word that means nothing: {word!r}",
-                remedy="words are dp=N, tp=N, pp=N, zero=1, sp, recompute, micro_batches=N, "
+                remedy="words are dp=N, tp=N, pp=N, zero=1|2|3, sp, recompute, micro_batches=N, "
                 f"schedule={'|'.join(SCHEDULES)}, or none",
             )
     options = PlanOptions(**values)  # type: ignore[arg-type]
@@ -76,10 +75,10 @@ def parse_plan(text: str) -> PlanOptions:
 def _check(text: str, options: PlanOptions) -> None:
     if min(options.dp, options.tp, options.pp, options.micro_batches) < 1:
         raise PlanError(f"the plan {text!r} has a number below 1", remedy="use whole numbers from 1")
-    if options.zero not in (0, 1):
+    if options.zero not in (0, *SHARDING):
         raise PlanError(
             f"the plan {text!r} asks for zero={options.zero}",
-            remedy="use zero=1: optimizer states cut over dp",
+            remedy="use zero=1 to cut optimizer states over dp, zero=2 gradients too, zero=3 parameters too",
         )
     if options.zero and options.dp == 1:
         raise PlanError(
@@ -119,7 +118,7 @@ def _words(options: PlanOptions) -> Iterator[tuple[str, PlanScript]]:
     if options.sp:
         yield "sp", sequence_parallel
     if options.zero:
-        yield f"zero={options.zero}", optimizer_sharding
+        yield f"zero={options.zero}", SHARDING[options.zero]
     if options.recompute:
         yield "recompute", recompute_layers
     name = options.schedule or ("1f1b" if options.pp > 1 else "gpipe")
@@ -265,57 +264,3 @@ def recompute_layers(p: Planner) -> None:
         )
     for block in storing:
         p.recompute(block)
-
-
-def optimizer_sharding(p: Planner, over: str = "dp") -> None:
-    """Cut every optimizer update along the first axis of its parameter that comes out even (ZeRO-1).
-
-    A parameter without such an axis is updated whole on every device; `Plan.explain` says so.
-
-    Raises:
-        PlanError: No operator is placed on a mesh with the axis `over`.
-    """
-    home = next((mesh for mesh in p.places.values() if over in mesh.names), None)
-    if home is None:
-        raise PlanError(
-            f"there is no mesh axis {over!r} to cut the optimizer over",
-            where=p.speaker,
-            remedy=f"place operators on p.mesh(devices, {over}=2) first",
-        )
-    cuts: dict[int, list[Cut]] = {}
-    for cut in p.cuts:
-        cuts.setdefault(cut.axis.index, []).append(cut)
-    for operator in p.graph.operators:
-        mesh = p.places.get(operator.name, home)
-        if operator.phase is not Phase.UPDATE or over not in mesh.names:
-            continue
-        axis = _even_axis(p, operator, mesh, over, cuts)
-        if axis is None:
-            shape = list(p.graph.tensors[operator.reads[0]].shape)
-            reason = f"not cut over {over}: no dim of {shape} that {over} does not cut yet comes out even"
-            p.notes.setdefault(operator.name, []).append(reason)
-        else:
-            p.trans(axis, over, within=Selection(p.graph, p.axes, (operator,), operator.name))
-
-
-def _even_axis(
-    p: Planner, operator: Operator, mesh: Mesh, over: str, cuts: Mapping[int, list[Cut]]
-) -> Axis | None:
-    """The axis of a parameter that `over` cuts evenly, on top of other cuts; leading axes of dims first."""
-    dims = p.axes.dims[operator.reads[0]]
-    candidates = [dim[0] for dim in dims if dim] + [axis for dim in dims for axis in dim[1:]]
-    held = {
-        axis: {
-            cut.over
-            for cut in cuts.get(axis.index, ())
-            if cut.over in mesh.names and (cut.operators is None or operator.name in cut.operators)
-        }
-        for axis in candidates
-    }
-    if any(over in names for names in held.values()):
-        return None
-    for axis in candidates:
-        pieces = mesh.size(over) * prod(mesh.size(name) for name in held[axis])
-        if axis.size % pieces == 0 and letters_of(p.axes, operator, axis):
-            return axis
-    return None

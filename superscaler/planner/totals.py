@@ -48,7 +48,10 @@ class _Splitter:
     def finished(self) -> PlacedGraph:
         graph = replace(self.placed.graph, tensors=self.tensors, operators=tuple(self.operators))
         axes = _with_numbers(self.placed.axes, graph)
-        return PlacedGraph(graph, axes, self.placements, self.phases, self.reasons)
+        return replace(
+            self.placed,
+            graph=graph, axes=axes, placements=self.placements, phases=self.phases, reasons=self.reasons,
+        )  # fmt: skip
 
     def add(self, operator: Operator) -> None:
         if operator.kind != TOTAL:

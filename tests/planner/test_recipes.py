@@ -34,7 +34,7 @@ def test_words_are_read():
         ("sp=1", "word that means nothing: 'sp=1'"),
         ("dp=0", "a number below 1"),
         ("dp=2,dp=4", "says dp twice"),
-        ("dp=2,zero=3", "asks for zero=3"),
+        ("dp=2,zero=4", "asks for zero=4"),
         ("zero=1", "no dp to cut over"),
         ("dp=2,sp", "no tp to cut over"),
     ],
