@@ -132,9 +132,9 @@ class _Lowering:
             layout = placed.writes(operator)[0]
             arguments[kind.shape_argument] = list(local_shape(self.axes, operator.writes[0], layout))
         for keyword, letter in (kind.starts or {}).items():
-            offset = self._letter_start(operator, letter)
-            if offset.axes:
-                keywords[keyword] = offset
+            if letter in self.axes.rules[operator.name].indexed:
+                offset = self._letter_start(operator, letter)
+                keywords |= {keyword: offset} if offset.axes else {}
         for keyword, letter in (kind.lengths or {}).items():
             keywords[keyword] = self._letter_length(operator, letter)
         if kind.boxed:

@@ -90,6 +90,8 @@ def expected_call(placed: PlacedGraph, operator: Operator) -> tuple[tuple[Any, .
     if kind.shape_argument is not None:
         arguments[kind.shape_argument] = list(local_shape(axes, name, written))
     for keyword, letter in (kind.starts or {}).items():
+        if letter not in axes.rules[operator.name].indexed:
+            continue
         start = _letter_start(placed, operator, placement, letter)
         if start is not None:
             keywords[keyword] = start

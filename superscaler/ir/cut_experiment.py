@@ -131,7 +131,8 @@ class CutExperiment:
         """The operator with the arguments and keywords of a piece."""
         row, local = self.row, {**self.sizes, letter: stop - start}
         keywords = dict(self.operator.keywords)
-        keywords |= {key: start for key, told in (row.starts or {}).items() if told == letter}
+        starts = (row.starts or {}) if letter in self.rule.indexed else {}
+        keywords |= {key: start for key, told in starts.items() if told == letter}
         keywords |= {key: stop - start for key, told in (row.lengths or {}).items() if told == letter}
         if row.boxed:
             keywords["starts"] = [start if dim == (letter,) else 0 for dim in self.rule.reads[0].dims]

@@ -20,7 +20,7 @@ class Kind:
     shape_argument: int | None = None
     """Position of the argument that is the shape of the (local) result."""
     starts: Mapping[str, str] | None = None
-    """Keyword -> the letter whose piece's first index it is told."""
+    """Keyword -> the letter whose piece's first index it is told, where the rule marks it ``@``."""
     lengths: Mapping[str, str] | None = None
     """Keyword -> the letter whose piece's length it is told."""
     boxed: bool = False

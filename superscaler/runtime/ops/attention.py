@@ -3,6 +3,9 @@
 Every path returns the log-sum-exp of each row of scores beside the output: the backward pass needs it, and
 it is what lets attention over pieces of the keys be put together again. `causal` is torch's: query i sees
 keys 0..i, also where there are more keys than queries.
+
+A piece of the queries of a causal attention is told where it starts. The keys before it are seen whole, its own
+causally, those behind it not at all; so the kernels are those of whole sequences, and no mask is made.
 """
 
 import torch
@@ -19,7 +22,14 @@ _BIAS_ALIGNMENT = 16
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool,
+    scale: float,
+    query_start: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attend; equal to ``F.scaled_dot_product_attention``.
 
@@ -30,11 +40,109 @@ def attention(
         mask: Added to the scores, or True where a query may look; broadcasts to [b, h, s, t].
         causal: Whether query i sees keys 0..i only.
         scale: What scores are multiplied by.
+        query_start: The number of the first query, where `q` is a piece of the queries.
 
     Returns:
         The output [b, h, s, f] and the log-sum-exp of the scores [b, h, s] (float32; float64 for float64).
     """
-    bias = _bias(mask, q)
+    if not causal or _is_diagonal(query_start, q, k):
+        return _attend(q, k, v, _bias(mask, q), causal, scale)
+    parts = [
+        _attend(q, k[..., first:last, :], v[..., first:last, :], bias, own, scale)
+        for first, last, own, bias in _parts(query_start, q, k, _bias(mask, q))
+    ]
+    return parts[0] if len(parts) == 1 else _together(*parts)
+
+
+def attention_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool,
+    scale: float,
+    query_start: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, shaped like them and laid out [b, s, h, e] in memory, heads inside.
+
+    `out` [b, h, s, f] and `lse` [b, h, s] are what `attention` returned for the same arguments.
+    """
+    if not causal or _is_diagonal(query_start, q, k):
+        return _attend_backward(dout, q, k, v, out, lse, _bias(mask, q), causal, scale)
+    dq, dk, dv = (_zeros(x) for x in (q, k, v))
+    for first, last, own, bias in _parts(query_start, q, k, _bias(mask, q)):
+        seen = k[..., first:last, :], v[..., first:last, :]
+        dq_part, dk_part, dv_part = _attend_backward(dout, q, *seen, out, lse, bias, own, scale)
+        dq += dq_part
+        dk[..., first:last, :] = dk_part
+        dv[..., first:last, :] = dv_part
+    return dq, dk, dv
+
+
+def attention_mask_gradient(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    query_start: int = 0,
+) -> Tensor:
+    """Gradient of a mask that is added to the scores (a learned bias), shaped like the mask."""
+    wide_k, wide_v = _per_query_head(k, q), _per_query_head(v, q)
+    weights, dweights, means = _weights(dout, q, wide_k, wide_v, out, lse, mask, causal, scale, query_start)
+    return (weights * (dweights - means)).sum_to_size(mask.shape).to(mask.dtype)
+
+
+def _is_diagonal(start: int, q: Tensor, k: Tensor) -> bool:
+    """Whether keys and queries begin together, and no key lies behind all queries: what kernels call causal."""
+    return start == 0 and k.shape[2] <= q.shape[2]
+
+
+Part = tuple[int, int, bool, Tensor | None]
+"""The first and last key, whether they are seen causally, and what is added to their scores."""
+
+
+def _parts(start: int, q: Tensor, k: Tensor, bias: Tensor | None) -> list[Part]:
+    """The keys before a piece of causal queries, and those of the piece.
+
+    With a bias both at once: it may hide all keys before a query, and kernels differ in what they make of that.
+    """
+    rows, end = q.shape[2], min(start + q.shape[2], k.shape[2])
+    if bias is not None:
+        ahead = torch.ones(rows, end, dtype=torch.bool, device=q.device).triu_(1 + start)
+        return [(0, end, False, bias[..., :end].masked_fill(ahead, float("-inf")))]
+    middle = min(start, end)
+    bounds = ((0, middle, False), (middle, end, True))
+    return [(first, last, own, None) for first, last, own in bounds if first < last]
+
+
+def _together(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Attention over two sets of keys, from the attention over each: outputs weighed by their sums of exponents."""
+    (out, lse), (other_out, other_lse) = one, other
+    together = torch.logaddexp(lse, other_lse)
+    weight = _softmax(lse.clone().unsqueeze(-1), together)
+    other_weight = _softmax(other_lse.clone().unsqueeze(-1), together)
+    return (weight * out + other_weight * other_out).to(out.dtype), together
+
+
+def _zeros(x: Tensor) -> Tensor:
+    """Zeros like `x` [b, h, s, e], laid out [b, s, h, e]."""
+    return torch.zeros_like(x.transpose(-3, -2), memory_format=torch.contiguous_format).transpose(-3, -2)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`attention` to keys that begin with the first query's."""
     kernel = _kernel(q, k, v, bias, causal)
     if kernel == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu(
@@ -53,23 +161,11 @@ def attention(
     return _heads_inside((_softmax(scores, lse) @ v.to(scores.dtype)).to(v.dtype)), lse
 
 
-def attention_backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    mask: Tensor | None = None,
-    *,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, shaped like them and laid out [b, s, h, e] in memory, heads inside.
-
-    `out` [b, h, s, f] and `lse` [b, h, s] are what `attention` returned for the same arguments.
-    """
-    bias = _bias(mask, q)
+def _attend_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None,
+    causal: bool, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The part of `attention_backward` that goes through these keys; `out` and `lse` are those of all keys."""
     kernel = _kernel(q, k, v, bias, causal)
     if kernel == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -92,24 +188,6 @@ def attention_backward(
     else:
         dq, dk, dv = _math_backward(dout, q, wide_k, wide_v, out, lse, bias, causal, scale)
     return dq, _per_key_head(dk, k), _per_key_head(dv, v)
-
-
-def attention_mask_gradient(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    mask: Tensor,
-    *,
-    causal: bool,
-    scale: float,
-) -> Tensor:
-    """Gradient of a mask that is added to the scores (a learned bias), shaped like the mask."""
-    wide_k, wide_v = _per_query_head(k, q), _per_query_head(v, q)
-    weights, dweights, means = _weights(dout, q, wide_k, wide_v, out, lse, mask, causal, scale)
-    return (weights * (dweights - means)).sum_to_size(mask.shape).to(mask.dtype)
 
 
 def _per_query_head(x: Tensor, q: Tensor) -> Tensor:
@@ -168,14 +246,16 @@ def _pad_log_sum_exp(lse: Tensor) -> Tensor:
     return F.pad(lse, (0, -lse.shape[-1] % _LOG_SUM_EXP_ALIGNMENT), value=float("inf"))
 
 
-def _scores(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _scores(
+    q: Tensor, k: Tensor, bias: Tensor | None, causal: bool, scale: float, start: int = 0
+) -> tuple[Tensor, Tensor]:
     """Scores [b, h, s, t] in at least float32, and the log-sum-exp of their rows [b, h, s]."""
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     scores = (q.to(dtype) * scale) @ k.to(dtype).transpose(-2, -1)
     if bias is not None:
         scores += bias
     if causal:
-        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1)
+        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1 + start)
         scores.masked_fill_(ahead, float("-inf"))
     return scores, scores.logsumexp(-1)
 
@@ -200,10 +280,10 @@ def _math_backward(
 
 def _weights(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None,
-    causal: bool, scale: float,
+    causal: bool, scale: float, start: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """What the queries give the keys [b, h, s, t], its gradient, and the gradient's mean per query [b, h, s, 1]."""
-    scores, _ = _scores(q, k, bias, causal, scale)
+    scores, _ = _scores(q, k, bias, causal, scale, start)
     weights, dtype = _softmax(scores, lse.to(scores.dtype)), scores.dtype
     dout = dout.to(dtype)
     dweights = dout @ v.to(dtype).transpose(-2, -1)

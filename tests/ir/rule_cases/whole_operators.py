@@ -48,6 +48,7 @@ CASES = {
         attention(heads=6, key_heads=2),
         attention(heads=6, key_heads=3, mask=(2, 6, 5, 5)),
         attention(heads=4, key_heads=1, mask=(2, 1, 1, 5), causal=True),
+        attention(heads=2, mask=(5, 5), causal=True),
     ],
     "attention_mask_gradient": [
         attention(mask=(2, 3, 5, 5)),

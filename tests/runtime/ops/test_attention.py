@@ -34,6 +34,10 @@ def make_mask(kind, s, t, dtype):
         return None
     if kind == "bool":
         return (torch.rand(s, t) > 0.3).index_fill_(1, torch.tensor([0]), True)
+    if kind == "left padding":  # of the second sample the first half may not be looked at; a pad sees itself
+        seen = torch.ones(2, 1, s, t, dtype=torch.bool)
+        seen[1, :, :, : t // 2] = False
+        return seen | torch.ones(s, t, dtype=torch.bool).triu() & torch.ones(s, t, dtype=torch.bool).tril()
     if kind == "per key":
         return torch.randn(2, 1, 1, t, dtype=dtype)
     return torch.randn((2, 4, s, t) if kind == "per head" else (s, t), dtype=dtype)
@@ -83,6 +87,32 @@ def test_query_heads_that_share_keys_equal_torch(key_heads, mask_shape, force_ma
         if mask is not None:
             dmask = ops.attention_mask_gradient(dout, q, k, v, out, lse, mask, causal=False, scale=0.3)
             torch.testing.assert_close(dmask, mask.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [None, "add", "bool", "per head", "per key", "left padding"])
+@pytest.mark.parametrize("pieces", [(4, 4), (3, 1, 4), (1, 7), (7, 1)])
+@pytest.mark.parametrize(("t", "f"), [(8, 16), (8, 24), (5, 16), (11, 16)])
+def test_pieces_of_causal_queries_make_the_whole(t, f, pieces, kind, dtype):
+    torch.manual_seed(0)
+    q, k, v = make_inputs(8, t, f, dtype)
+    mask = make_mask(kind, 8, t, dtype)
+    options = {"causal": True, "scale": 0.25}
+    out, lse = ops.attention(q, k, v, mask, **options)
+    dout = torch.randn_like(out)
+    whole = (out, lse, *ops.attention_backward(dout, q, k, v, out, lse, mask, **options))
+    parts = []
+    for i, size in enumerate(pieces):
+        start = sum(pieces[:i])
+        q_, dout_ = (x.narrow(2, start, size) for x in (q, dout))
+        mask_ = mask.narrow(-2, start, size) if mask is not None and mask.shape[-2] > 1 else mask
+        out_, lse_ = ops.attention(q_, k, v, mask_, **options, query_start=start)
+        gradients = ops.attention_backward(dout_, q_, k, v, out_, lse_, mask_, **options, query_start=start)
+        parts.append((out_, lse_, *gradients))
+    tolerance = {"rtol": 2e-2, "atol": 3e-2} if dtype.itemsize == 2 else {}
+    for number, expected in enumerate(whole):
+        own = [part[number] for part in parts]
+        torch.testing.assert_close(sum(own) if number > 2 else torch.cat(own, 2), expected, **tolerance)
 
 
 @pytest.mark.parametrize("f", [16, 24])
