@@ -223,7 +223,7 @@ class _Lowering:
         """Whether a fine dim inside the real dim that is sliced has pieces of several sizes."""
         position = 0
         for dim in self.axes.dims[tensor]:
-            if position == step.dim:
+            if dim and position == step.dim:
                 return any(step.before.extent(position + i).tables for i in range(1, len(dim)))
             position += len(dim)
         return False
@@ -232,7 +232,7 @@ class _Lowering:
         """Local elements of a real dim per element of the fine dim that leads it; even, or this is no slice."""
         position = 0
         for dim in self.axes.dims[tensor]:
-            if position == step.dim:
+            if dim and position == step.dim:
                 extents = [step.before.extent(position + i) for i in range(1, len(dim))]
                 assert not any(extent.tables for extent in extents), step
                 return prod(extent.constant for extent in extents)
@@ -243,7 +243,7 @@ class _Lowering:
         """The real dim that a fine dim leads, so that pieces of the one are pieces of the other."""
         position = 0
         for real, dim in enumerate(self.axes.dims[tensor]):
-            if position == fine:
+            if dim and position == fine:
                 return real
             position += len(dim)
         return None

@@ -39,7 +39,7 @@ class Axes:
     rules: Mapping[str, Rule]
     """Operator -> its rule, bound."""
     shared: Mapping[str, frozenset[Axis]]
-    """Operator -> axes under two of its letters: in ``x @ x.T`` a cut of rows would cut the columns."""
+    """Operator -> axes under two of its letters, as in ``x @ x.T``: which of the two is cut must be said."""
 
     def fine(self, tensor: str) -> tuple[Axis, ...]:
         """The fine dims of a tensor."""
@@ -56,10 +56,10 @@ class Axes:
 
     def cuttable(self, operator: str, letter: str, axis: Axis) -> bool:
         """Whether the operator's rule allows to cut `axis` under `letter`."""
-        rule = self.rules[operator]
-        if letter in rule.fixed or axis in self.shared[operator]:
+        rule, parts = self.rules[operator], self.letters[operator][letter]
+        if letter in rule.fixed or parts.count(axis) > 1:
             return False
-        return letter not in rule.indexed or self.letters[operator][letter][0] == axis
+        return letter not in rule.indexed or parts[0] == axis
 
 
 class _Atoms:

@@ -115,7 +115,12 @@ def _slots(axes: Axes, operator: Operator, tensor: str, term: Term) -> tuple[tup
 
 
 def letters_of(axes: Axes, operator: Operator, axis: Axis) -> tuple[str, ...]:
-    """The letters of an operator that hold `axis` and may be cut."""
+    """The letters of an operator that hold `axis` and may be cut with it: one, or none where two hold it."""
+    return () if axis in axes.shared[operator.name] else letters_to_choose(axes, operator, axis)
+
+
+def letters_to_choose(axes: Axes, operator: Operator, axis: Axis) -> tuple[str, ...]:
+    """The letters of an operator that hold `axis` and may be cut, if it is said which."""
     return tuple(
         letter
         for letter, parts in axes.letters[operator.name].items()
@@ -124,5 +129,7 @@ def letters_of(axes: Axes, operator: Operator, axis: Axis) -> tuple[str, ...]:
 
 
 def passes_summands(operator: Operator, graph: Graph) -> bool:
-    """Whether summands may flow through the operator unsummed: it is linear and makes nothing larger."""
-    return is_linear(operator) and not operator.kind.startswith("aten.sum")
+    """Whether summands may flow through the operator unsummed: it is linear, and nothing else needs them summed."""
+    return is_linear(operator) and all(
+        is_linear(reader) for name in dict.fromkeys(operator.reads) for reader in graph.readers[name]
+    )

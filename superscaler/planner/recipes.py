@@ -6,11 +6,14 @@ The devices form one array per pipeline stage, data parallel outside tensor para
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axis
 from superscaler.ir.graph import Operator, Phase
 from superscaler.ir.kinds import row_of
+from superscaler.planner import sequence
+from superscaler.planner.context_parallel import context_parallel
 from superscaler.planner.layers import layers as find_layers
 from superscaler.planner.micro_batches import batch_axes
 from superscaler.planner.placement import letters_of
@@ -32,6 +35,8 @@ class PlanOptions:
     dp: int = 1
     tp: int = 1
     pp: int = 1
+    cp: int = 1
+    ep: int = 1
     zero: int = 0
     sp: bool = False
     recompute: bool = False
@@ -41,7 +46,12 @@ class PlanOptions:
     @property
     def num_devices(self) -> int:
         """Devices the plan needs."""
-        return self.dp * self.tp * self.pp
+        return self.pp * prod(self.axes.values())
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The mesh axes of a stage, major to minor; those of one device too."""
+        return {"dp": self.dp, "ep": self.ep, "cp": self.cp, "tp": self.tp}
 
 
 def parse_plan(text: str) -> PlanOptions:
@@ -59,12 +69,12 @@ def parse_plan(text: str) -> PlanOptions:
             values[key] = True
         elif key == "schedule" and value in SCHEDULES:
             values["schedule"] = value
-        elif key in ("dp", "tp", "pp", "zero", "micro_batches") and value.isdecimal():
+        elif key in ("dp", "tp", "pp", "cp", "ep", "zero", "micro_batches") and value.isdecimal():
             values[key] = int(value)
         elif word != "none":
             raise PlanError(
                 f"the plan {text!r} has a word that means nothing: {word!r}",
-                remedy="words are dp=N, tp=N, pp=N, zero=1|2|3, sp, recompute, micro_batches=N, "
+                remedy="words are dp=N, tp=N, pp=N, cp=N, ep=N, zero=1|2|3, sp, recompute, micro_batches=N, "
                 f"schedule={'|'.join(SCHEDULES)}, or none",
             )
     options = PlanOptions(**values)  # type: ignore[arg-type]
@@ -73,7 +83,7 @@ def parse_plan(text: str) -> PlanOptions:
 
 
 def _check(text: str, options: PlanOptions) -> None:
-    if min(options.dp, options.tp, options.pp, options.micro_batches) < 1:
+    if min(*options.axes.values(), options.pp, options.micro_batches) < 1:
         raise PlanError(f"the plan {text!r} has a number below 1", remedy="use whole numbers from 1")
     if options.zero not in (0, *SHARDING):
         raise PlanError(
@@ -94,11 +104,13 @@ def recipe(text: str) -> PlanScript:
 
     def script(p: Planner) -> None:
         if p.cluster.num_devices != options.num_devices:
+            sizes = {**options.axes, "pp": options.pp}
+            product = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "dp 1"
             raise PlanError(
-                f"the plan {text!r} needs {options.num_devices} devices (dp {options.dp} x tp {options.tp} x "
-                f"pp {options.pp}), the cluster {p.cluster.name!r} has {p.cluster.num_devices}",
+                f"the plan {text!r} needs {options.num_devices} devices ({product}), "
+                f"the cluster {p.cluster.name!r} has {p.cluster.num_devices}",
                 remedy=f"use {options.num_devices} devices (--cluster local:{options.num_devices}), "
-                f"or a plan whose dp x tp x pp is {p.cluster.num_devices}",
+                f"or a plan whose {' x '.join(sizes)} is {p.cluster.num_devices}",
             )
         for word, apply in _words(options):
             p.said_by = f"{word} in the plan {text!r}" if word in text else f"the plan {text!r}"
@@ -110,9 +122,11 @@ def recipe(text: str) -> PlanScript:
 
 def _words(options: PlanOptions) -> Iterator[tuple[str, PlanScript]]:
     """The recipe for each word of a plan string."""
-    yield f"pp={options.pp}", lambda p: pipeline(p, options.pp, dp=options.dp, tp=options.tp)
+    yield f"pp={options.pp}", lambda p: pipeline(p, options.pp, **options.axes)
     if options.dp > 1:
         yield f"dp={options.dp}", data_parallel
+    if options.cp > 1:
+        yield f"cp={options.cp}", context_parallel
     if options.tp > 1:
         yield f"tp={options.tp}", tensor_parallel
     if options.sp:
@@ -157,10 +171,12 @@ def data_parallel(p: Planner, over: str = "dp") -> None:
 def tensor_parallel(p: Planner, over: str = "tp") -> None:
     """Cut every axis of a matrix product's weight that no operator needs whole (Megatron, arXiv 1909.08053).
 
+    So are the rows of tables that the model's inputs look up.
+
     Raises:
         PlanError: There is no such axis.
     """
-    axes = tensor_parallel_axes(p)
+    axes = tensor_parallel_axes(p, over)
     if not axes:
         raise PlanError(
             f"the model {p.graph.name!r} has no weight of a matrix product that can be cut over {over!r}",
@@ -171,8 +187,8 @@ def tensor_parallel(p: Planner, over: str = "tp") -> None:
         p.trans(axis, over)
 
 
-def tensor_parallel_axes(p: Planner) -> list[Axis]:
-    """Axes of matrix products' weights that all operators they run through can cut, one per operator."""
+def tensor_parallel_axes(p: Planner, over: str = "tp") -> list[Axis]:
+    """Axes of matrix products' weights, and rows of tables, that all operators they run through can cut, one each."""
     batch = set(batch_axes(p.graph, p.axes))
     products = [operator for operator in p.graph.operators if row_of(operator).flops_per_point == 2]
     weights = {tensor.name for tensor in p.graph.stored()}
@@ -186,6 +202,7 @@ def tensor_parallel_axes(p: Planner) -> list[Axis]:
         if name in weights
         for axis in p.axes.fine(name)
     )
+    candidates |= dict.fromkeys(_rows_looked_up(p, over))
     carriers: dict[int, list[Operator]] = {}
     for operator in p.graph.operators:
         for index in {axis.index for parts in p.axes.letters[operator.name].values() for axis in parts}:
@@ -201,13 +218,24 @@ def tensor_parallel_axes(p: Planner) -> list[Axis]:
     return chosen
 
 
+def _rows_looked_up(p: Planner, over: str) -> Iterator[Axis]:
+    """Rows of the tables that inputs look up; few are not worth a cut, nor are tables of positions."""
+    count = max((mesh.size(over) for mesh in p.places.values() if over in mesh.names), default=1)
+    given = set(p.graph.inputs)
+    for operator in p.graph.operators:
+        if not given.isdisjoint(operator.reads):
+            given.update(operator.writes)
+        if operator.kind == "embedding" and operator.reads[1] in given:
+            yield from (axis for axis in p.axes.fine(operator.reads[0])[:1] if axis.size >= count)
+
+
 def sequence_parallel(p: Planner, over: str = "tp") -> None:
     """Cut the sequence wherever tensor parallelism does not cut (arXiv 2205.05198).
 
     Raises:
         PlanError: No input has a second dim.
     """
-    cut = {axis.index for axis in tensor_parallel_axes(p)}
+    cut = {axis.index for axis in tensor_parallel_axes(p, over)}
     carries = {
         operator.name: any(
             axis.index in cut for parts in p.axes.letters[operator.name].values() for axis in parts
@@ -215,20 +243,13 @@ def sequence_parallel(p: Planner, over: str = "tp") -> None:
         for operator in p.graph.operators
     }
     busy = {operator.origin for operator in p.graph.operators if carries[operator.name]}
-    sequence = [axis for name in p.graph.inputs for axis in p.axes.fine(name)[1:2]]
-    if not sequence:
-        raise PlanError(
-            f"the model {p.graph.name!r} has no sequence to cut: no input has a second dim",
-            where=p.speaker,
-            remedy="drop sp",
-        )
-    for axis in dict.fromkeys(sequence):
-        for operator in p.graph.operators:
-            if operator.origin in busy or operator.phase is Phase.UPDATE:
-                continue
-            for letter in letters_of(p.axes, operator, axis)[:1]:
-                if p.axes.letters[operator.name][letter][0] == axis:
-                    p.trans(operator, over, letter=letter)
+    axes = sequence.sequence_axes(p, "sp")
+    free = {
+        name: (letter, axis)
+        for name, (letter, axis) in sequence.follow(p, axes).items()
+        if p.graph.by_name[name].origin not in busy and p.axes.letters[name][letter][0] == axis
+    }
+    sequence.cut(p, sequence.as_read(p, free, axes), over)
 
 
 def recompute_layers(p: Planner) -> None:
