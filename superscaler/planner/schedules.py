@@ -1,12 +1,11 @@
 """Named schedules as short programs of orders; and everything a plan script says about time, ``ss.schedules``.
 
-Every schedule is for a pipeline of a certain form: which rows of devices run which stages. The name of a form in a
-plan string is the schedule's, see `NAMED`.
+Every named schedule is for a pipeline of a certain form: which rows of devices run which stages, see `NAMED`.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from superscaler.errors import PlanError
@@ -17,7 +16,7 @@ from superscaler.planner.schedule import Schedule, Task, order_tasks, parse_sche
 
 __all__ = [
     "NAMED", "Costs", "Given", "NamedSchedule", "Pipeline", "Schedule", "ScheduleMaker", "Task", "bidirectional",
-    "gpipe", "interlaced", "interleaved", "one_f_one_b", "order_tasks", "parse_schedule", "three_f_one_b",
+    "gpipe", "interlaced", "interleaved", "one_f_one_b", "order_tasks", "parse_schedule", "solved", "three_f_one_b",
     "zb_h1", "zb_h2", "zb_v",
 ]  # fmt: skip
 
@@ -50,6 +49,15 @@ class Given:
         return self.schedule
 
 
+def _check_count(micro_batches: int) -> None:
+    if micro_batches < 1:
+        raise PlanError(
+            f"a schedule of {micro_batches} micro-batches",
+            where=user_line(),
+            remedy="use 1 or more micro-batches",
+        )
+
+
 RowProgram = Callable[[Pipeline, int, int], Iterable[Task]]
 """The tasks of one row in order, from the pipeline, the number of micro-batches and the row. It may name tasks of
 stages that have no backward, and of micro-batches beyond the last: they are left out."""
@@ -68,12 +76,7 @@ class Named:
     splits_backward: bool = False
 
     def __post_init__(self) -> None:
-        if self.micro_batches < 1:
-            raise PlanError(
-                f"a schedule of {self.micro_batches} micro-batches",
-                where=user_line(),
-                remedy="use 1 or more micro-batches",
-            )
+        _check_count(self.micro_batches)
 
     def __call__(self, pipeline: Pipeline) -> Schedule:
         """The schedule of a pipeline of its form.
@@ -81,22 +84,31 @@ class Named:
         Raises:
             PlanError: The stages are placed otherwise.
         """
-        if pipeline.lanes != self.form(pipeline.num_rows):
+        rows = tuple(map(tuple, self._rows(pipeline)))
+        phases = [
+            1 + (1 + self.splits_backward) * pipeline.has_backward(s) for s in range(pipeline.num_stages)
+        ]
+        complete = all(
+            len(tasks) == self.micro_batches * sum(phases[stage] for stage in pipeline.hosted(row))
+            for row, tasks in enumerate(rows)
+        )
+        if not rows or not complete:
             raise PlanError(
                 f"the schedule {self.name!r} does not suit stages on rows {pipeline.lanes}",
                 remedy=f"it is for {self.form_in_words}",
             )
-        rows = (self.row(pipeline, self.micro_batches, row) for row in range(pipeline.num_rows))
-        kept = (
-            tuple(
+        return Schedule(self.name, self.micro_batches, rows)
+
+    def _rows(self, pipeline: Pipeline) -> Iterator[Iterator[Task]]:
+        if pipeline.lanes != self.form(pipeline.num_rows):
+            return
+        for row in range(pipeline.num_rows):
+            yield (
                 task
-                for task in row
+                for task in self.row(pipeline, self.micro_batches, row)
                 if task.micro_batch < self.micro_batches
                 and (task.phase is F or pipeline.has_backward(task.stage))
             )
-            for row in rows
-        )
-        return Schedule(self.name, self.micro_batches, tuple(kept))
 
 
 def _one_per_row(rows: int) -> Lanes:
@@ -292,7 +304,13 @@ def three_f_one_b(micro_batches: int, passes: int = 3) -> ScheduleMaker:
     def form(rows: int) -> Lanes:
         return tuple(((stage % rows,),) for stage in range(passes * rows))
 
-    return Named("3f1b", micro_batches, row_program, form, f"{passes} passes over the same rows of devices")
+    return Named(
+        "3f1b",
+        micro_batches,
+        row_program,
+        form,
+        f"{passes} passes over the same rows of devices, the last with a backward",
+    )
 
 
 # lanes, and stages on several rows
@@ -368,7 +386,7 @@ class Interlaced:
     splits_backward: bool = False
 
     def __post_init__(self) -> None:
-        one_f_one_b(self.micro_batches)
+        _check_count(self.micro_batches)
 
     def __call__(self, pipeline: Pipeline) -> Schedule:
         """The schedule of a chain of stages of one row each, and of all rows.
@@ -420,8 +438,8 @@ def _times(
 ) -> Iterator[tuple[Task, tuple[int, int]]]:
     """When the tasks of micro-batch i run: in a slot (t, 1), or between slots (t, 0)."""
     chain = [Task(stage, F, i) for stage in range(pipeline.num_stages)]
-    if pipeline.training:
-        chain += [Task(stage, B, i) for stage in reversed(range(pipeline.num_stages))]
+    backward = filter(pipeline.has_backward, reversed(range(pipeline.num_stages)))
+    chain += [Task(stage, B, i) for stage in backward]
     index = {stage: row for row, stage in enumerate(narrow)}
     time = slots[Task(0, F, i)]
     for task in chain:
@@ -431,6 +449,65 @@ def _times(
             time = slot + 1
         else:
             yield task, (time, 0)
+
+
+# by search
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """The maker of the best schedule that can be found."""
+
+    micro_batches: int
+    seconds: float
+    seed: int
+    memory: int | None
+    splits_backward: bool
+    name: str = "solved"
+
+    def __post_init__(self) -> None:
+        _check_count(self.micro_batches)
+
+    def __call__(self, pipeline: Pipeline) -> Schedule:
+        """The schedule of any pipeline.
+
+        Raises:
+            PlanError: No order of the tasks fits in memory.
+        """
+        # whoever does not search does not wait for OR-Tools to load
+        from superscaler.planner.solve_schedule import solve_schedule
+
+        if self.memory is not None:
+            limits = (self.memory,) * pipeline.num_rows
+            pipeline = pipeline.with_costs(replace(pipeline.priced, memory_limit=limits))
+        return solve_schedule(
+            pipeline, self.micro_batches, self.seconds, self.seed, self.splits_backward
+        ).schedule
+
+
+def solved(
+    micro_batches: int,
+    seconds: float = 10.0,
+    seed: int = 0,
+    memory: int | None = None,
+    splits_backward: bool = True,
+) -> ScheduleMaker:
+    """The shortest schedule that can be found in `seconds`, for stages placed in any way (by OR-Tools CP-SAT).
+
+    It is never longer than a named schedule that suits the pipeline, and says how far it may be from the best.
+
+    Args:
+        micro_batches: Into how many parts the batch is cut.
+        seconds: Of the clock, at most; often a schedule is proved optimal at once.
+        seed: The same seed finds the same schedule.
+        memory: For activations, on each row of devices, in the unit of the costs (bytes per device in a plan);
+            None: what the costs say.
+        splits_backward: Whether gradients of weights may run apart from the rest of the backward.
+
+    Raises:
+        PlanError: There is not at least one micro-batch.
+    """
+    return Solved(micro_batches, seconds, seed, memory, splits_backward)
 
 
 # by name
@@ -478,5 +555,6 @@ NAMED: dict[str, NamedSchedule] = {
     "bidirectional": NamedSchedule(bidirectional, _chain_of(_both_ways)),
     "3f1b": NamedSchedule(three_f_one_b, _passes),
     "interlaced": NamedSchedule(interlaced, _chain_of(_between_wide)),
+    "solved": NamedSchedule(solved),
 }
 """Schedules by the name a plan string uses."""

@@ -5,7 +5,7 @@ micro-batch i. Times are whole ticks. Of runs that differ in the micro-batch alo
 exchanging the micro-batches of two of them changes neither times nor memory, so no schedule is lost.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
@@ -113,6 +113,17 @@ class TaskGraph:
         return tuple(
             sum(hold.amount for hold in self.holds if hold.freed_by == number) for number in range(self.size)
         )
+
+    @cached_property
+    def reversed(self) -> "TaskGraph":
+        """The same problem with time running backwards: its run n is this one's run ``num_runs - 1 - n``."""
+        last = self.size - 1
+        runs = tuple(
+            replace(run, before=tuple((last - other, wait) for other, wait in self.after[number]))
+            for number, run in enumerate(self.runs)
+        )
+        holds = tuple(Hold(last - hold.freed_by, last - hold.taken_by, hold.amount) for hold in self.holds)
+        return replace(self, runs=runs[::-1], holds=holds)
 
 
 def task_graph(pipeline: Pipeline, micro_batches: int, splits_backward: bool) -> TaskGraph:

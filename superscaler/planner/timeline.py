@@ -22,7 +22,7 @@ class Timeline:
         """When each run ends."""
         return tuple(start + self.graph.run(number).duration for number, start in enumerate(self.starts))
 
-    @property
+    @cached_property
     def makespan(self) -> int:
         """From the start of the first run to the end of the last."""
         return max(self.ends)

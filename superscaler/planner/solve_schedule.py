@@ -1,0 +1,229 @@
+"""The best schedule that can be found for a pipeline, how good it is at most, and how long the search took.
+
+Named schedules and list scheduling give a start; often it meets the lower bound already. If not, small problems are
+given to the solver whole. Large ones get a steady state, which is unrolled; then its start and end, and windows in
+between, are ordered anew. What is found is never worse than any named schedule that fits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from time import monotonic
+
+from superscaler.errors import PlanError
+from superscaler.ir.graph import Phase
+from superscaler.planner.list_scheduling import in_order, list_schedule, one_by_one, squeeze
+from superscaler.planner.lower_bound import Bounds
+from superscaler.planner.pipeline import Pipeline
+from superscaler.planner.schedule import Schedule
+from superscaler.planner.schedules import NAMED
+from superscaler.planner.solver import Effort, improve, least_memory, shortest_period
+from superscaler.planner.task_graph import TaskGraph, task_graph
+from superscaler.planner.timeline import Timeline, timeline
+
+WHOLE_RUNS = 1200
+"""Up to so many runs the solver is given the whole problem first."""
+WINDOW_RUNS = 300
+"""How many runs are ordered anew at once where that is too much."""
+
+
+@dataclass(frozen=True)
+class SolvedSchedule:
+    """A schedule with its proof. Times are in the units of the pipeline's costs."""
+
+    timeline: Timeline
+    bound_ticks: int
+    seconds: float
+    """How long the search took."""
+    found_by: str
+
+    @property
+    def makespan(self) -> float:
+        """How long the schedule takes."""
+        return self.timeline.makespan * self.timeline.graph.tick
+
+    @property
+    def bound(self) -> float:
+        """No schedule takes less."""
+        return self.bound_ticks * self.timeline.graph.tick
+
+    @property
+    def gap(self) -> float:
+        """How much longer than the bound the schedule is, as a fraction of the bound."""
+        return self.timeline.makespan / max(1, self.bound_ticks) - 1
+
+    @property
+    def is_optimal(self) -> bool:
+        """Whether no schedule is shorter."""
+        return self.timeline.makespan <= self.bound_ticks
+
+    @property
+    def schedule(self) -> Schedule:
+        """The order of the tasks, with its proof in its name."""
+        proof = "optimal" if self.is_optimal else f"at most {self.gap:.2%} longer than the best"
+        return self.timeline.schedule(f"solved: {proof}")
+
+
+def solve_schedule(
+    pipeline: Pipeline,
+    micro_batches: int,
+    seconds: float = 10.0,
+    seed: int = 0,
+    splits_backward: bool = True,
+) -> SolvedSchedule:
+    """Search for the shortest schedule within the memory limits of `pipeline.costs`.
+
+    The same seed finds the same schedule, unless the clock ends the search.
+
+    Raises:
+        PlanError: No order fits in memory.
+    """
+    search = _Search(task_graph(pipeline, micro_batches, splits_backward), seconds, seed)
+    for name, schedule in named_schedules(pipeline, micro_batches, splits_backward):
+        search.offer(name, timeline(search.graph, schedule))
+    search.by_rules()
+    steps = [search.whole, search.repeated, search.windows]
+    for step in steps if search.graph.num_runs <= WHOLE_RUNS else steps[1:]:
+        if not search.is_done:
+            step()
+    return SolvedSchedule(search.best, search.bound, monotonic() - search.began, search.found_by)
+
+
+def named_schedules(
+    pipeline: Pipeline, micro_batches: int, splits_backward: bool
+) -> Iterator[tuple[str, Schedule]]:
+    """The named schedules that suit the pipeline."""
+    for name, entry in NAMED.items():
+        maker = entry.make(micro_batches)
+        if name == "solved" or (maker.splits_backward and not splits_backward):
+            continue
+        try:
+            schedule = maker(pipeline)
+        except PlanError:
+            continue
+        whole = splits_backward and not maker.splits_backward
+        yield name, with_weight_tasks(schedule) if whole else schedule
+
+
+def with_weight_tasks(schedule: Schedule) -> Schedule:
+    """Every whole backward as B and W, one right after the other."""
+    rows = tuple(
+        tuple(
+            part
+            for task in row
+            for part in (
+                (task, replace(task, phase=Phase.WEIGHT)) if task.phase is Phase.BACKWARD else (task,)
+            )
+        )
+        for row in schedule.rows
+    )
+    return replace(schedule, rows=rows)
+
+
+class _Search:
+    """The best schedule so far, and ways to better it."""
+
+    def __init__(self, graph: TaskGraph, seconds: float, seed: int) -> None:
+        self.graph, self.seconds, self.seed = graph, seconds, seed
+        self.began = monotonic()
+        self.bounds = Bounds(graph)
+        self.bound = self.bounds.makespan
+        self.safe = self.best = self._safe()
+        self.found_by = "one micro-batch after the other"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the best is optimal, or the time is over."""
+        return self.best.makespan <= self.bound or self._left() <= 0
+
+    def _left(self) -> float:
+        return self.seconds - (monotonic() - self.began)
+
+    def _effort(self, share: float) -> Effort:
+        return Effort(min(share * self.seconds, self._left()), self.seed)
+
+    def _fits(self, found: Timeline) -> bool:
+        limits = self.graph.limits
+        return limits is None or all(peak <= limit for peak, limit in zip(found.peaks, limits, strict=True))
+
+    def _safe(self) -> Timeline:
+        """A schedule that fits in memory."""
+        safe = one_by_one(self.graph)
+        limits = self.graph.limits
+        if limits is None or self._fits(safe):
+            return safe
+        order, beyond = least_memory(self.graph, Effort(self.seconds, self.seed))
+        if beyond:
+            short = [row for row, peak in enumerate(order.peaks) if peak > limits[row]]
+            raise PlanError(
+                f"no order of the tasks fits in memory: one micro-batch needs {order.peaks[short[0]]} on row "
+                f"{short[0]}, whose limit is {limits[short[0]]}",
+                remedy=f"the smallest limit that works is {max(limits) + beyond} on every row"
+                if len(set(limits)) == 1
+                else f"raise the limit of every row by {beyond}",
+            )
+        copies = range(self.graph.micro_batches)
+        rows = [[i * self.graph.size + number for i in copies for number in row] for row in order.rows]
+        return in_order(self.graph, rows)
+
+    def offer(self, name: str, found: Timeline) -> None:
+        """Keep a schedule if it is the best so far and fits."""
+        if self._fits(found) and found.makespan < self.best.makespan:
+            self.best, self.found_by = found, name
+
+    def offer_squeezed(self, name: str, found: Timeline) -> None:
+        """The same, after closing gaps."""
+        self.offer(name, found)
+        if self.best.makespan > self.bound:
+            self.offer(name, squeeze(found))
+
+    def by_rules(self) -> None:
+        """Better the named ones, and start from priority rules."""
+        if self.best is not self.safe and not self.is_done:
+            self.offer_squeezed(f"{self.found_by}, squeezed", self.best)
+        for rule in (self._longest_tail, self._backward_first):
+            if not self.is_done:
+                self.offer_squeezed("list scheduling", list_schedule(self.graph, self.safe, rule))
+
+    def _longest_tail(self, number: int) -> tuple[int, int]:
+        return -self.bounds.tails[number], number
+
+    def _backward_first(self, number: int) -> tuple[int, int, int]:
+        run = self.graph.run(number)
+        rank = {Phase.BACKWARD: 0, Phase.FORWARD: 1}.get(run.phase, 2)
+        return rank, -run.stage if run.phase is Phase.FORWARD else run.stage, number
+
+    def whole(self) -> None:
+        """All runs at once."""
+        found, self.bound = improve(self.best, self.bounds, self._effort(0.6))
+        self.offer("the whole solved at once", found)
+
+    def repeated(self) -> None:
+        """A steady state, unrolled, with what can start earlier moved there."""
+        period = shortest_period(self.graph, self.bounds, self._effort(0.2))
+        if period is None:
+            return
+        unrolled = period.unrolled(self.graph)
+        if self._fits(unrolled):
+            early = list_schedule(self.graph, unrolled, lambda number: (unrolled.starts[number], number))
+            self.offer_squeezed(f"a steady state of period {period.length * self.graph.tick:g}", early)
+
+    def windows(self) -> None:
+        """Order the start, the end, and windows in between anew."""
+        better = True
+        while better and not self.is_done:
+            before = self.best.makespan
+            for first, until in list(self._windows()):
+                if not self.is_done:
+                    found, _ = improve(self.best, self.bounds, self._effort(0.1), first, until)
+                    if found.makespan < self.best.makespan:
+                        self.offer_squeezed("windows solved one by one", found)
+            better = self.best.makespan < before
+
+    def _windows(self) -> Iterator[tuple[int, int]]:
+        """Of so many runs each, overlapping by half: the start and the end first."""
+        times = sorted(self.best.starts)
+        cuts = [0, *times[WINDOW_RUNS // 2 :: WINDOW_RUNS // 2], self.best.makespan]
+        spans = list(zip(cuts, cuts[2:], strict=False)) or [(0, self.best.makespan)]
+        yield spans[0]
+        yield spans[-1]
+        yield from spans[1:-1]
