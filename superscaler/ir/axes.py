@@ -22,7 +22,7 @@ class Axis:
     index: int
     size: int
     name: str
-    """``batch``, ``heads``, ``vocab``, or after a parameter: ``h.0.mlp.up.out``. Not unique."""
+    """``batch``, ``heads``, ``vocab``, ``experts``, or after a parameter: ``h.0.mlp.up.out``. Not unique."""
 
     def __str__(self) -> str:
         return f"{self.name}({self.size})"
@@ -165,7 +165,7 @@ def _names(
     dims: Mapping[str, list[list[int]]],
     letters: Mapping[str, Mapping[str, list[int]]],
 ) -> dict[int, str]:
-    """A name per leaf atom: an input's batch and seq, else a telling letter, else a parameter's dim."""
+    """A name per leaf atom: an input's batch and seq, else a telling letter, experts, else a parameter's dim."""
     names: dict[int, str] = {}
     for name in graph.inputs:
         for dim, label in zip(dims[name], _INPUT_DIMS, strict=False):
@@ -176,6 +176,11 @@ def _names(
             if len(letter) > 3 and letter.isalpha():
                 for leaf in atoms.leaves(parts)[:1]:
                     names.setdefault(leaf, letter)
+    parameters = {tensor.name for tensor in graph.of_role(Role.PARAMETER)}
+    for operator in graph.operators:  # a product with a parameter's matrices one by one: one per expert
+        if operator.kind in ("aten.bmm", "aten.baddbmm") and not parameters.isdisjoint(operator.reads):
+            for leaf in atoms.leaves(letters[operator.name]["b"])[:1]:
+                names.setdefault(leaf, "experts")
     for tensor in graph.of_role(Role.PARAMETER):
         labels = (
             ("out", "in") if len(tensor.shape) == 2 else tuple(f"dim{i}" for i in range(len(tensor.shape)))

@@ -14,6 +14,8 @@ from superscaler.ir.graph import Operator, Phase
 from superscaler.ir.kinds import row_of
 from superscaler.planner import sequence
 from superscaler.planner.context_parallel import context_parallel
+from superscaler.planner.data_parallel import data_parallel
+from superscaler.planner.expert_parallel import expert_parallel
 from superscaler.planner.layers import layers as find_layers
 from superscaler.planner.micro_batches import batch_axes
 from superscaler.planner.placement import letters_of
@@ -125,6 +127,8 @@ def _words(options: PlanOptions) -> Iterator[tuple[str, PlanScript]]:
     yield f"pp={options.pp}", lambda p: pipeline(p, options.pp, **options.axes)
     if options.dp > 1:
         yield f"dp={options.dp}", data_parallel
+    if options.ep > 1:
+        yield f"ep={options.ep}", expert_parallel
     if options.cp > 1:
         yield f"cp={options.cp}", context_parallel
     if options.tp > 1:
@@ -152,20 +156,6 @@ def pipeline(p: Planner, stages: int, **axes: int) -> None:
         return
     for layers, devices in zip(p.split_layers(stages), groups, strict=True):
         p.assign(layers, p.mesh(devices, **axes))
-
-
-def data_parallel(p: Planner, over: str = "dp") -> None:
-    """Cut the batch.
-
-    Where samples of two inputs meet, as in a contrastive loss, each operator is cut along those of the first.
-    """
-    taken: set[str] = set()
-    for axis in batch_axes(p.graph, p.axes):
-        carrying = tuple(operator for operator in p.graph.operators if letters_of(p.axes, operator, axis))
-        free = tuple(operator for operator in carrying if operator.name not in taken)
-        taken.update(operator.name for operator in carrying)
-        within = None if len(free) == len(carrying) else Selection(p.graph, p.axes, free, f"{axis} alone")
-        p.trans(axis, over, within=within)
 
 
 def tensor_parallel(p: Planner, over: str = "tp") -> None:

@@ -20,7 +20,8 @@ Letter = tuple[str, Axis]
 Choice = dict[str, Letter]
 """Operator -> where it is cut."""
 
-_MOVERS = ("reshape", "repeat", "aten.expand", "aten.t", "aten.transpose.int", "aten.permute")
+MOVERS = ("reshape", "repeat", "aten.expand", "aten.t", "aten.transpose.int", "aten.permute")
+"""Kinds that only move elements, or repeat them."""
 
 
 def sequence_axes(p: Planner, word: str) -> tuple[Axis, ...]:
@@ -105,7 +106,7 @@ def _joined_while_few(graph: Graph, axes: Axes, choice: Choice) -> Choice:
     could: set[str] = set()
     for operator in reversed(graph.operators):
         readers = [reader for name in operator.writes for reader in graph.readers[name]]
-        if operator.kind not in _MOVERS or operator.name not in choice or not readers:
+        if operator.kind not in MOVERS or operator.name not in choice or not readers:
             continue
         if all(reader.name in could or _wants_all(axes, choice, reader, operator) for reader in readers):
             could.add(operator.name)

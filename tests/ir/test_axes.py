@@ -10,6 +10,7 @@ from superscaler.ir.axes import find_axes
 from superscaler.ir.interpret import interpret
 from superscaler.ir.optimizers import SGD, AdamW
 from superscaler.ir.trace import trace
+from superscaler.planner.placement import letters_of, letters_to_choose
 
 LAYERS, BATCH, SEQ, WIDTH, HEADS, VOCAB = 2, 6, 10, 16, 4, 11
 SIZES = {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "seq": SEQ, "vocab": VOCAB}
@@ -166,14 +167,15 @@ class Similarity(nn.Module):
         return (self.left(x) @ self.right(x).t()).square().sum()
 
 
-def test_an_operator_that_meets_one_axis_twice_is_not_cut_along_it():
+def test_an_operator_that_meets_one_axis_twice_is_cut_where_it_is_said():
     graph = trace(Similarity(), (torch.randn(6, 4),), optimizer=SGD())
     axes = find_axes(graph)
     (batch,) = axes.dims["x"][0]
     (product, *_) = operators_of(graph, "aten.mm")
     assert axes.dims[product.writes[0]] == ((batch,), (batch,))
-    assert not axes.cuttable(product.name, "m", batch)
-    assert not axes.cuttable(product.name, "n", batch)
+    assert axes.shared[product.name] == {batch}
+    assert letters_of(axes, product, batch) == ()
+    assert letters_to_choose(axes, product, batch) == ("m", "n")
     (features,) = axes.letters[product.name]["k"]
     assert axes.cuttable(product.name, "k", features)
     (left, *_) = operators_of(graph, "linear")
@@ -199,7 +201,7 @@ def test_an_axis_beside_one_that_is_met_twice_is_cut():
     assert axes.letters[product.name]["m"] == (batch, place)
     assert axes.letters[product.name]["n"] == (place,)
     assert axes.cuttable(product.name, "m", batch)
-    assert not axes.cuttable(product.name, "m", place)
+    assert letters_of(axes, product, place) == ()
 
 
 class Regroup(nn.Module):

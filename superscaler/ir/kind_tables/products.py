@@ -24,9 +24,9 @@ def _addr(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -
 def _grouped_mm(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
     """A product per expert; where rows or columns lie expert by expert, as the last operand tells, they are whole."""
     return {
-        (2, 3): "row! k, expert! k n, expert! -> row! n",
-        (3, 2): "expert! m k, k column!, expert! -> m column!",
-        (2, 2): "m row!, row! n, expert! -> expert! m n",
+        (2, 3): "row! k, experts! k n, experts! -> row! n",
+        (3, 2): "experts! m k, k column!, experts! -> m column!",
+        (2, 2): "m row!, row! n, experts! -> experts! m n",
     }[len(reads[0]), len(reads[1])]
 
 
