@@ -1,4 +1,4 @@
-"""Lower: a Plan becomes one Program per stage: the stage's part of the global sequence of events.
+"""Lower: a Plan becomes one Program per row of devices: the row's part of the global sequence of events.
 
 Whole sizes in arguments become local ones, steps on fine dims become operations on real dims (with a reshape around
 them where a dim is cut inside), and transfers between stages become a send here and a receive there.
@@ -18,6 +18,7 @@ from superscaler.codegen.program import (
     LocalValue,
     Mask,
     Offset,
+    Part,
     Program,
     Receive,
     Send,
@@ -28,6 +29,7 @@ from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Operator, Phase, Ref
 from superscaler.ir.kinds import row_of
 from superscaler.ir.layout import Extent, Layout
+from superscaler.ir.mesh import Mesh
 from superscaler.planner import materialize as events
 from superscaler.planner.materialize import PHASES, MaterializedGraph
 from superscaler.planner.plan import Plan
@@ -35,14 +37,16 @@ from superscaler.planner.steps import Step, StepKind
 
 
 def lower(plan: Plan) -> tuple[Program, ...]:
-    """One program per stage."""
+    """One program per row."""
     materialized = plan.materialized
-    builders = [_Lowering(materialized, stage) for stage in range(len(materialized.stages))]
+    builders = [_Lowering(materialized, row) for row in range(len(materialized.rows))]
     for phase in PHASES:
         for number, event in enumerate(materialized.events[phase]):
+            stages = {materialized.stages.index(mesh) for mesh in materialized.meshes_of(event)}
             for builder in builders:
-                builder.add(phase, event, f"{phase.lower()}{number}")
-    return tuple(builder.program(plan.schedule.rows[builder.stage]) for builder in builders)
+                if not stages.isdisjoint(builder.stages):
+                    builder.add(phase, event, f"{phase.lower()}{number}")
+    return tuple(builder.program(plan.schedule.rows[builder.row]) for builder in builders)
 
 
 def local_shape(axes: Axes, tensor: str, layout: Layout) -> tuple[Extent, ...]:
@@ -65,36 +69,56 @@ def fine_shape(layout: Layout) -> tuple[Extent, ...]:
 @dataclass
 class _Lowering:
     materialized: MaterializedGraph
-    stage: int
+    row: int
     values: dict[str, LocalValue] = field(default_factory=dict)
-    bodies: dict[Phase, list[Instruction]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
 
     def __post_init__(self) -> None:
         self.graph, self.axes = self.materialized.graph, self.materialized.placed.axes
-        self.mesh = self.materialized.stages[self.stage]
+        here = self.materialized.rows[self.row]
+        self.devices = here.devices
+        self.stages = {number: self.materialized.stages[number] for number in here.stages}
+        self.homes = {mesh.home for mesh in self.stages.values()}
+        phases = self.materialized.stage_phases
+        self.bodies: dict[Part, list[Instruction]] = {
+            part: []
+            for phase in PHASES
+            for part in (
+                [Part(phase, number) for number in here.stages if phase in phases[number]]
+                if phase.is_repeated
+                else [Part(phase)]
+            )
+        }
         self.stored = tuple(name for name in self.materialized.stored if self._is_here(name))
         self.fed = tuple(name for name in self.materialized.fed if self._is_here(name))
         for name in (*self.stored, *self.fed):
             self._declare(name)
 
     def program(self, tasks: Sequence[Any]) -> Program:
-        """What has been gathered."""
+        """What has been gathered; a stage with nothing to do in a phase has no such tasks."""
         outputs = {name: value for name, value in self.materialized.outputs.items() if self._is_here(value)}
-        bodies = {phase: tuple(body) for phase, body in self.bodies.items()}
+        bodies = {part: tuple(body) for part, body in self.bodies.items()}
         return Program(
-            self.stage,
-            self.mesh,
+            self.row,
+            self.devices,
+            self.stages,
             self.values,
             self.stored,
             self.fed,
             bodies,
-            tuple(tasks),
+            tuple(task for task in tasks if Part(task.phase, task.stage) in bodies),
             outputs,
             self.graph,
         )
 
     def _is_here(self, value: str) -> bool:
-        return self.materialized.values[value].layout.mesh == self.mesh
+        return self.materialized.values[value].layout.mesh.home in self.homes
+
+    def _body(self, phase: Phase, mesh: Mesh) -> list[Instruction] | None:
+        """Where an instruction of a stage goes; None where the stage is not here."""
+        if mesh.home not in self.homes:
+            return None
+        stage = self.materialized.stages.index(mesh)
+        return self.bodies[Part(phase, stage) if phase.is_repeated else Part(phase)]
 
     def _declare(self, name: str) -> str:
         value = self.materialized.values[name]
@@ -105,16 +129,19 @@ class _Lowering:
         return name
 
     def add(self, phase: Phase, event: events.Event, label: str) -> None:
-        """Append the stage's part of one event."""
+        """Append the row's part of one event, which concerns a stage of it."""
+        if isinstance(event, events.Transfer):
+            self._transfer(phase, event, label)
+            return
+        body = self._body(phase, self.materialized.meshes_of(event)[0])
+        assert body is not None, event
         match event:
-            case events.Run(operator=name) if self.materialized.placed.placements[name].mesh == self.mesh:
-                self.bodies[phase].append(self._compute(event))
-            case events.Transfer():
-                self._transfer(phase, event, label)
-            case events.Keep(read=read, write=write, add=add) if self._is_here(read):
-                self.bodies[phase].append(Keep(read, self._declare(write), add))
-            case events.Store(read=read, write=write) if self._is_here(read):
-                self.bodies[phase].append(Store(read, write))
+            case events.Run():
+                body.append(self._compute(event))
+            case events.Keep(read=read, write=write, add=add):
+                body.append(Keep(read, self._declare(write), add))
+            case events.Store(read=read, write=write):
+                body.append(Store(read, write))
 
     # operators
 
@@ -172,23 +199,26 @@ class _Lowering:
     # steps
 
     def _transfer(self, phase: Phase, event: events.Transfer, label: str) -> None:
-        step, here = event.step, (self._is_here(event.read), self._is_here(event.write))
-        body = self.bodies[phase]
+        step, stages = event.step, self.materialized.stages
+        gives, takes = (self._body(phase, layout.mesh) for layout in (step.before, step.after))
         if step.kind is StepKind.EXCHANGE:
-            if any(here):
-                write = self._declare(event.write) if here[1] else ""
-                body.append(Exchange(step, label, event.read if here[0] else "", write, event.reason))
+            write = self._declare(event.write) if takes is not None else ""
+            if step.before.mesh == step.after.mesh:
+                assert takes is not None
+                takes.append(Exchange(step, label, event.read, write, event.reason))
+                return
+            if gives is not None:
+                gives.append(Exchange(step, label, event.read, "", event.reason))
+            if takes is not None:
+                takes.append(Exchange(step, label, "", write, event.reason))
         elif step.kind is StepKind.SEND:
-            stages = self.materialized.stages
-            if here[0]:
-                body.append(
-                    Send(step, event.read, stages.index(self.materialized.values[event.write].layout.mesh))
-                )
-            if here[1]:
-                sender = stages.index(self.materialized.values[event.read].layout.mesh)
-                body.append(Receive(step, self._declare(event.write), sender, event.reason))
-        elif here[0]:
-            self._within_stage(body, step, event)
+            if gives is not None:
+                gives.append(Send(step, event.read, stages.index(step.after.mesh)))
+            if takes is not None:
+                sender = stages.index(step.before.mesh)
+                takes.append(Receive(step, self._declare(event.write), sender, event.reason))
+        elif takes is not None:
+            self._within_stage(takes, step, event)
 
     def _within_stage(self, body: list[Instruction], step: Step, event: events.Transfer) -> None:
         write = self._declare(event.write)

@@ -11,7 +11,9 @@ from superscaler.codegen.program import (
     Free,
     Instruction,
     Keep,
+    Part,
     Program,
+    Send,
     Slice,
     Store,
     reads_of,
@@ -20,6 +22,7 @@ from superscaler.codegen.program import (
 from superscaler.ir.graph import Phase
 from superscaler.ir.optimizers import OPTIMIZERS
 from superscaler.ir.tensor import DTYPE_BYTES, Role
+from superscaler.planner.schedules import Task
 from superscaler.planner.steps import uses_time
 
 VIEWS = {
@@ -35,44 +38,45 @@ def free_values(program: Program) -> Program:
     What the forward of a micro-batch leaves for its backward is freed there; what was prepared or kept for
     the whole step is freed in the update.
     """
-    bodies = {phase: [i for i in body if not isinstance(i, Free)] for phase, body in program.bodies.items()}
+    bodies = {part: [i for i in body if not isinstance(i, Free)] for part, body in program.bodies.items()}
     staying = {*program.stored, *program.fed, *program.outputs.values()}
-    place: dict[str, tuple[Phase, int]] = {}
+    place: dict[str, tuple[Part, int]] = {}
     whole: set[str] = set()
-    for phase, body in bodies.items():
+    for part, body in bodies.items():
         for index, instruction in enumerate(body):
             for name in (*reads_of(instruction), *writes_of(instruction)):
-                place[name] = phase, index
-            if isinstance(instruction, Keep) or phase in (Phase.PREPARE, Phase.UPDATE):
+                place[name] = part, index
+            if isinstance(instruction, Keep) or not part.phase.is_repeated:
                 whole.update(writes_of(instruction))
-    freed: dict[tuple[Phase, int], list[str]] = {}
-    for name, (phase, index) in place.items():
+    freed: dict[tuple[Part, int], list[str]] = {}
+    for name, (part, index) in place.items():
         if name in staying or name not in program.values:
             continue
-        if name in whole and phase in (Phase.FORWARD, Phase.BACKWARD):
-            phase, index = Phase.UPDATE, -1  # other micro-batches may still need it
-        freed.setdefault((phase, index), []).append(name)
-    return replace(program, bodies={phase: _with_frees(phase, body, freed) for phase, body in bodies.items()})
+        if name in whole and part.phase.is_repeated:
+            part, index = Part(Phase.UPDATE), -1
+        freed.setdefault((part, index), []).append(name)
+    return replace(program, bodies={part: _with_frees(part, body, freed) for part, body in bodies.items()})
 
 
 def _with_frees(
-    phase: Phase, body: Sequence[Instruction], freed: Mapping[tuple[Phase, int], list[str]]
+    part: Part, body: Sequence[Instruction], freed: Mapping[tuple[Part, int], list[str]]
 ) -> tuple[Instruction, ...]:
     result: list[Instruction] = []
-    if (phase, -1) in freed:
-        result.append(Free(tuple(freed[phase, -1])))
+    if (part, -1) in freed:
+        result.append(Free(tuple(freed[part, -1])))
     for index, instruction in enumerate(body):
         result.append(instruction)
-        if (phase, index) in freed:
-            result.append(Free(tuple(freed[phase, index])))
+        if (part, index) in freed:
+            result.append(Free(tuple(freed[part, index])))
     return tuple(result)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """What the fullest device of a stage holds at its fullest moment, in bytes."""
+    """What the fullest device of a row holds at its fullest moment, in bytes."""
 
-    stage: int
+    title: str
+    """Of the program."""
     parameters: int
     """Parameters and buffers."""
     states: int
@@ -95,11 +99,11 @@ class MemoryUse:
         shown = ", ".join(
             f"{name} {getattr(self, name) / 2**20:.1f}" for name in parts if getattr(self, name)
         )
-        return f"stage {self.stage}: {self.total / 2**20:.1f} MiB ({shown}) in {self.moment}"
+        return f"{self.title}: {self.total / 2**20:.1f} MiB ({shown}) in {self.moment}"
 
 
 def peak_memory(program: Program) -> MemoryUse:
-    """The largest memory over the whole step, by exact liveness over the stage's order of tasks.
+    """The largest memory over the whole step, by exact liveness over the row's order of tasks.
 
     A value counts from its write to its Free; views share their operand's memory; updates of stored values
     are in place. Where pieces are uneven the largest counts; sizes that vary are those of the example. Scratch
@@ -117,6 +121,8 @@ class _Walk:
     left: tuple[str, ...]
     left_bytes: Counter[str]
     kept_bytes: Counter[str]
+    handed: Mapping[int, Counter[str]]
+    """What it hands to other stages on the same devices."""
 
 
 @dataclass
@@ -132,8 +138,13 @@ class _Account:
         self.gradients = set(program.graph.gradients.values())
         self.kept = {i.write for _, i in program.instructions() if isinstance(i, Keep)}
         self.resident = {*program.stored, *program.fed}
-        forward = {name for i in program.bodies[Phase.FORWARD] for name in writes_of(i)}
-        self.saved = {name for i in program.bodies[Phase.BACKWARD] for name in reads_of(i) if name in forward}
+        made = {name: part for part, i in program.instructions() for name in writes_of(i)}
+        self.saved = {
+            name
+            for part, i in program.instructions()
+            for name in reads_of(i)
+            if part.phase.is_repeated and name in made and made[name].phase.is_repeated and made[name] != part
+        }
         self._find_roots()
         self.saved = {self.root.get(name, name) for name in self.saved}
         self.base: Counter[str] = self._bytes(self.resident)
@@ -141,25 +152,36 @@ class _Account:
 
     def peak(self) -> MemoryUse:
         """Walk the tasks in order."""
-        prepared = self._walk(Phase.PREPARE, (), True)
+        prepared = self._walk(Part(Phase.PREPARE), (), True)
         self._note(Counter(), prepared, "P")
         self.base += prepared.left_bytes
-        waiting: dict[int, _Walk] = {}
-        walks: dict[tuple[Phase, bool], _Walk] = {}
+        held: Counter[str] = Counter()
+        waiting: dict[tuple[int, int], _Walk] = {}
+        handed: dict[Task, Counter[str]] = {}
+        walks: dict[tuple[Part, bool], _Walk] = {}
         for task in self.program.tasks:
-            key = task.phase, (task.phase, True) not in walks
-            start = waiting.pop(task.micro_batch, None)
+            part = Part(task.phase, task.stage)
+            key = part, (part, True) not in walks
+            start = waiting.pop((task.stage, task.micro_batch), None)
+            held.subtract(start.left_bytes if start else ())
+            held.subtract(handed.pop(task, ()))
             if key not in walks:
-                walks[key] = self._walk(task.phase, start.left if start else (), key[1])
-            self._note(sum((walk.left_bytes for walk in waiting.values()), Counter()), walks[key], f"{task}")
+                walks[key] = self._walk(part, start.left if start else (), key[1])
+            walk = walks[key]
+            self._note(held, walk, f"{task}")
             if key[1]:
-                self.base += walks[key].kept_bytes
-            if walks[key].left:
-                waiting[task.micro_batch] = walks[key]
-        self.base += sum((walk.left_bytes for walk in waiting.values()), Counter())
+                self.base += walk.kept_bytes
+            if walk.left:
+                waiting[task.stage, task.micro_batch] = walk
+                held.update(walk.left_bytes)
+            for stage, size in walk.handed.items():
+                other = Task(stage, task.phase, task.micro_batch)
+                handed.setdefault(other, Counter()).update(size)
+                held.update(size)
+        self.base.update(held)
         standing = (*prepared.left, *self.kept)
         self.base -= self._bytes(self._roots(standing))
-        self._note(Counter(), self._walk(Phase.UPDATE, standing, False), "U")
+        self._note(Counter(), self._walk(Part(Phase.UPDATE), standing, False), "U")
         assert self.best is not None
         return self.best
 
@@ -170,17 +192,22 @@ class _Account:
                 name: total[name]
                 for name in ("parameters", "states", "gradients", "activations", "temporary")
             }
-            self.best = MemoryUse(self.program.stage, **parts, moment=f"{task}: {walk.moment}")
+            self.best = MemoryUse(self.program.title, **parts, moment=f"{task}: {walk.moment}")
 
-    def _walk(self, phase: Phase, start: Iterable[str], first: bool) -> _Walk:
+    def _walk(self, part: Part, start: Iterable[str], first: bool) -> _Walk:
         """Execute one body on paper; the `first` time, kept values take over the memory of what they keep."""
         alive = dict.fromkeys(start)
         users = Counter(self._root(name) for name in alive)
         over: dict[str, str] = {}  # kept value -> the storage it took over
         now = self._bytes(self._roots(alive))
         most, moment = now.copy(), "start"
-        for instruction in self.program.bodies[phase]:
+        handed: dict[int, Counter[str]] = {}
+        for instruction in self.program.bodies.get(part, ()):
             added: list[str] = []
+            if isinstance(instruction, Send) and instruction.stage in self.program.stages:
+                handed.setdefault(instruction.stage, Counter()).update(
+                    self._bytes(self._roots([instruction.read]))
+                )
             if isinstance(instruction, Keep):
                 if first:
                     over[instruction.write] = self._root(instruction.read)
@@ -205,7 +232,7 @@ class _Account:
                 most, moment = now.copy(), describe(instruction)
         left = tuple(name for name in alive if name not in self.kept)
         kept = [name for name in alive if name in self.kept]
-        return _Walk(most, moment, left, self._bytes(self._roots(left)), self._bytes(kept))
+        return _Walk(most, moment, left, self._bytes(self._roots(left)), self._bytes(kept), handed)
 
     # storage
 
@@ -223,9 +250,7 @@ class _Account:
                 int(extent.constant) * prod(max(pieces) for _, pieces in extent.tables)
                 for extent in value.shape
             )
-            times = (
-                self.program.mesh.micro_batches if name in self.program.fed and uses_time(value.layout) else 1
-            )
+            times = self.program.micro_batches if name in self.program.fed and uses_time(value.layout) else 1
             total[self._category(name)] += times * elements * DTYPE_BYTES[value.dtype]
         return total
 

@@ -1,13 +1,13 @@
-"""Program: what every device of one stage runs: compute, collectives, messages, as plain data.
+"""Program: what every device of one row runs: compute, collectives, messages, as plain data.
 
-One program serves all devices of a stage: what differs between them are coordinates in the stage's mesh, which
-appear as `Extent` (a local size) and `Offset` (where a piece starts). `superscaler.codegen.emit` prints a program as
+One program serves all devices of a row: what differs between them are coordinates in the meshes of the row's stages,
+which appear as `Extent` (a local size) and `Offset` (where a piece starts). `superscaler.codegen.emit` prints a program as
 source; `superscaler.codegen.virtual` executes the same data for all devices in one process.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from superscaler.ir.graph import Graph, Phase
 from superscaler.ir.layout import Extent, Layout, piece_index
@@ -94,7 +94,7 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send to the device with the same index in another stage's mesh; does not wait."""
+    """Send to the device with the same index in another stage's mesh, maybe itself; does not wait."""
 
     step: Step
     read: str
@@ -115,15 +115,18 @@ class Receive:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Point-to-point messages of exact intersections (`superscaler.planner.exchange`); both stages take part."""
+    """Point-to-point messages of exact intersections (`superscaler.planner.exchange`).
+
+    Both stages take part: the one that gives does not wait, the one that takes does.
+    """
 
     step: Step
     name: str
     """Names the exchange in all programs that take part."""
     read: str
-    """Empty on devices that hold nothing of the source."""
+    """Empty where this is the part of the stage that takes."""
     write: str
-    """Empty on devices that want nothing of the target."""
+    """Empty where this is the part of the stage that gives."""
     reason: str = ""
 
 
@@ -154,28 +157,70 @@ class Free:
 Instruction = Compute | Collective | Slice | Mask | Send | Receive | Exchange | Keep | Store | Free
 
 
+class Part(NamedTuple):
+    """Names one body: what a phase does in one stage; P and U are one body for all stages of the row."""
+
+    phase: Phase
+    stage: int = -1
+
+    def __str__(self) -> str:
+        """Print as ``F of stage 2`` or ``U``."""
+        return f"{self.phase} of stage {self.stage}" if self.phase.is_repeated else str(self.phase)
+
+
 @dataclass(frozen=True)
 class Program:
-    """One stage's instructions."""
+    """One row's instructions."""
 
-    stage: int
-    mesh: Mesh
+    row: int
+    devices: tuple[int, ...]
+    stages: Mapping[int, Mesh]
+    """Number -> mesh of every stage these devices take part in."""
     values: Mapping[str, LocalValue]
     stored: tuple[str, ...]
     fed: tuple[str, ...]
-    bodies: Mapping[Phase, tuple[Instruction, ...]]
-    """Per phase the instructions of one task: once per micro-batch for F and B, once per step for P and U."""
+    bodies: Mapping[Part, tuple[Instruction, ...]]
+    """The instructions of each task: once per micro-batch for F, B and W, once per step for P and U."""
     tasks: tuple[Task, ...]
-    """The order of forward and backward tasks; P runs before the first, U after the last."""
+    """The order of the tasks of F, B and W; P runs before the first, U after the last."""
     outputs: Mapping[str, str]
     """Graph output -> the value that holds it here."""
     graph: Graph
 
-    def instructions(self) -> Iterator[tuple[Phase, Instruction]]:
-        """All instructions, phase by phase."""
-        for phase, body in self.bodies.items():
+    @property
+    def title(self) -> str:
+        """What messages call it: ``stage 1``, or ``row 0 (stages 0, 2)``."""
+        stages = ", ".join(map(str, self.stages))
+        return f"stage {stages}" if len(self.stages) == 1 else f"row {self.row} (stages {stages})"
+
+    @property
+    def micro_batches(self) -> int:
+        """How many a step has."""
+        return next(iter(self.stages.values())).micro_batches
+
+    def parts(self, phase: Phase) -> tuple[Part, ...]:
+        """The bodies of a phase, by stage."""
+        return tuple(part for part in self.bodies if part.phase is phase)
+
+    def instructions(self) -> Iterator[tuple[Part, Instruction]]:
+        """All instructions, body by body."""
+        for part, body in self.bodies.items():
             for instruction in body:
-                yield phase, instruction
+                yield part, instruction
+
+    def mesh_of(self, instruction: Instruction) -> Mesh:
+        """The mesh in whose coordinates an instruction's sizes and groups are meant."""
+        match instruction:
+            case Collective(step=step) | Slice(step=step) | Mask(step=step):
+                return step.after.mesh
+            case Send(step=step):
+                return step.before.mesh
+            case Receive(step=step):
+                return step.after.mesh
+            case Exchange(step=step, read=read):
+                return step.before.mesh if read else step.after.mesh
+            case _:
+                return self.values[(*writes_of(instruction), *reads_of(instruction))[0]].layout.mesh
 
 
 def reads_of(instruction: Instruction) -> tuple[str, ...]:

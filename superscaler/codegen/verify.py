@@ -1,52 +1,60 @@
 """Static proof that programs compute what the graph says.
 
-Every body is executed once on paper, all stages side by side (`superscaler.codegen.stage_proof`); then the
+Every body is executed once on paper, all rows side by side (`superscaler.codegen.row_proof`); then the
 schedule is run on the messages alone, and memory is added up. Nothing is done per device or per micro-batch.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 from superscaler.codegen.memory import free_values, peak_memory
-from superscaler.codegen.program import Free, Program
-from superscaler.codegen.stage_proof import AMONG, BY_LOWERING, Channels, Meetings, StageProof
+from superscaler.codegen.program import Free, Part, Program
+from superscaler.codegen.row_proof import BY_LOWERING, Channels, Meetings, RowProof
 from superscaler.codegen.verify_calls import placement_fault
 from superscaler.codegen.verify_schedule import verify_messages, verify_tasks
 from superscaler.errors import VerificationError
 from superscaler.ir.graph import Phase
+from superscaler.ir.mesh import format_devices
+from superscaler.planner.materialize import PHASES
 from superscaler.planner.plan import Plan
 
 
 def verify_programs(plan: Plan, programs: Sequence[Program]) -> None:
-    """Prove that the programs of all stages compute one step of the plan's graph, end, and fit in memory.
+    """Prove that the programs of all rows compute one step of the plan's graph, end, and fit in memory.
 
     Raises:
         VerificationError: They do not. The message shows the instructions around the fault, what is held and
             what was wanted, and the user's line; or the schedule with an arrow; or the memory by kind.
     """
-    stages = _stages(plan, programs)
-    for phase in (Phase.PREPARE, *AMONG, Phase.UPDATE):
-        _run_bodies(stages, phase)
-    _check_operators(plan, stages)
-    _check_results(plan, stages)
-    micro_batches = max(program.mesh.micro_batches for program in programs)
-    verify_tasks(programs, micro_batches, plan.graph.is_training)
-    verify_messages(programs, [stage.messages for stage in stages])
+    rows = _rows(plan, programs)
+    for phase in PHASES:
+        _run_bodies(rows, phase)
+    _check_operators(plan, rows)
+    _check_results(plan, rows)
+    verify_tasks(programs)
+    verify_messages(programs, [row.messages for row in rows])
     for program in programs:
         _check_memory(plan, program)
 
 
-def _stages(plan: Plan, programs: Sequence[Program]) -> list[StageProof]:
-    devices = [device for program in programs for device in program.mesh.devices]
-    if len(set(devices)) != len(devices):
+def _rows(plan: Plan, programs: Sequence[Program]) -> list[RowProof]:
+    devices = [device for program in programs for device in program.devices]
+    used = {device for mesh in plan.materialized.stages for device in mesh.devices}
+    if len(set(devices)) != len(devices) or set(devices) != used:
         raise VerificationError(
-            "a device is in two stages: " + "; ".join(str(program.mesh) for program in programs),
-            remedy="give every stage devices of its own, or one mesh to all operators that share devices",
+            "every device must run one program: " + "; ".join(format_devices(p.devices) for p in programs),
+            remedy=BY_LOWERING,
         )
-    if [program.stage for program in programs] != list(range(len(programs))):
-        raise VerificationError(
-            f"the programs are of stages {[p.stage for p in programs]}", remedy=BY_LOWERING
-        )
+    for number, program in enumerate(programs):
+        here = {
+            stage: mesh
+            for stage, mesh in enumerate(plan.materialized.stages)
+            if not set(program.devices).isdisjoint(mesh.devices)
+        }
+        whole = all(set(program.devices) <= set(mesh.devices) for mesh in here.values())
+        if program.row != number or program.stages != here or not whole:
+            raise VerificationError(
+                f"program {number} is of row {program.row}, stages {list(program.stages)}", remedy=BY_LOWERING
+            )
     for operator in plan.graph.operators:
         fault = placement_fault(plan.placed, operator)
         if fault:
@@ -55,37 +63,41 @@ def _stages(plan: Plan, programs: Sequence[Program]) -> list[StageProof]:
                 where=operator.source,
                 remedy="cut it along another letter of its rule",
             )
-    return [StageProof(plan, program, programs) for program in programs]
+    return [RowProof(plan, program, programs) for program in programs]
 
 
-def _run_bodies(stages: Sequence[StageProof], phase: Phase) -> None:
-    """Execute one phase of all stages side by side, as far as their messages let them."""
+def _run_bodies(rows: Sequence[RowProof], phase: Phase) -> None:
+    """Execute one phase of all rows side by side, as far as their messages let them."""
     channels: Channels = {}
     meetings: Meetings = {}
-    running = {stage.program.stage: stage.run(phase, channels, meetings) for stage in stages}
+    running = {
+        (row.program.row, part): row.run(part, channels, meetings)
+        for row in rows
+        for part in row.program.parts(phase)
+    }
+    at: dict[tuple[int, Part], int] = {}
     moved = True
     while running and moved:
         moved = False
-        for number in list(running):
+        for key in list(running):
             try:
-                while next(running[number]):
+                while next(running[key]):
                     moved = True
+                at[key] = rows[key[0]].index
             except StopIteration:
-                del running[number]
+                del running[key]
                 moved = True
-    for number in running:
-        stages[number].fault(
-            "waits for what no other stage sends in this phase", remedy="a task or stage may be missing"
-        )
+    for key in running:
+        row = rows[key[0]]
+        row.part, row.index = key[1], at[key]
+        row.fault("waits for what no other stage sends in this phase", remedy="a task or stage may be missing")
     for name, meeting in meetings.items():
-        if any(
-            instruction.step.after.mesh not in {stages[i].program.mesh for i in meeting}
-            for instruction, _ in meeting.values()
-        ):
+        mesh = next(iter(meeting.values()))[0].step.after.mesh
+        if not any(set(row.program.devices) <= set(mesh.devices) and name in row.taken for row in rows):
             raise VerificationError(
                 f"the exchange {name!r} of phase {phase} is sent but never received", remedy=BY_LOWERING
             )
-    for (sender, receiver), queue in channels.items():
+    for (sender, receiver, _), queue in channels.items():
         if queue:
             raise VerificationError(
                 f"phase {phase}: stage {sender} sends to stage {receiver}, which never receives {queue[0]}",
@@ -93,47 +105,49 @@ def _run_bodies(stages: Sequence[StageProof], phase: Phase) -> None:
             )
 
 
-def _check_operators(plan: Plan, stages: Sequence[StageProof]) -> None:
-    counts = Counter(name for stage in stages for name in stage.ran)
+def _check_operators(plan: Plan, rows: Sequence[RowProof]) -> None:
+    """Every row of an operator's mesh runs it once."""
     for operator in plan.graph.operators:
-        count = counts[operator.name]
-        if count != 1:
-            raise VerificationError(
-                f"the operator {operator.name!r} runs {count} times",
-                where=operator.source,
-                remedy=BY_LOWERING,
-            )
+        mesh = plan.placed.placements[operator.name].mesh
+        for row in rows:
+            wanted = int(not set(row.program.devices).isdisjoint(mesh.devices))
+            if row.ran[operator.name] != wanted:
+                raise VerificationError(
+                    f"{row.program.title} runs the operator {operator.name!r} {row.ran[operator.name]} times",
+                    where=operator.source,
+                    remedy=BY_LOWERING,
+                )
 
 
-def _check_results(plan: Plan, stages: Sequence[StageProof]) -> None:
+def _check_results(plan: Plan, rows: Sequence[RowProof]) -> None:
     """Every stored tensor with an update got it in every home, every output is whole somewhere."""
     graph = plan.graph
     homes: set[str] = set()
-    for stage in stages:
-        for name in stage.program.stored:
-            tensor = stage.program.values[name].tensor
+    for row in rows:
+        for name in row.program.stored:
+            tensor = row.program.values[name].tensor
             homes.add(tensor)
-            if tensor in graph.updates and name not in stage.stored:
+            if tensor in graph.updates and name not in row.stored:
                 raise VerificationError(
-                    f"stage {stage.program.stage} never stores the new value of {name!r}", remedy=BY_LOWERING
+                    f"{row.program.title} never stores the new value of {name!r}", remedy=BY_LOWERING
                 )
     missing = [name for name in graph.updates if name not in homes]
     if missing:
-        raise VerificationError(f"no stage holds {missing[0]!r}", remedy=BY_LOWERING)
+        raise VerificationError(f"no row holds {missing[0]!r}", remedy=BY_LOWERING)
     given: set[str] = set()
-    for stage in stages:
-        for output, name in stage.program.outputs.items():
-            held = stage.whole.get(name) or stage.among.get(name) or stage.kept.get(name)
+    for row in rows:
+        for output, name in row.program.outputs.items():
+            held = row.whole.get(name) or row.among.get(name) or row.kept.get(name)
             if held is None or held.tensor != output or held.layout.partial or held.fine:
                 raise VerificationError(
-                    f"stage {stage.program.stage} returns {name!r} as the output {output!r}; "
+                    f"{row.program.title} returns {name!r} as the output {output!r}; "
                     f"it is {held or 'not there'}",
                     remedy=BY_LOWERING,
                 )
             given.add(output)
     absent = [name for name in graph.outputs if name not in given]
     if absent:
-        raise VerificationError(f"no stage returns the output {absent[0]!r}", remedy=BY_LOWERING)
+        raise VerificationError(f"no row returns the output {absent[0]!r}", remedy=BY_LOWERING)
 
 
 def _check_memory(plan: Plan, program: Program) -> None:
@@ -142,7 +156,7 @@ def _check_memory(plan: Plan, program: Program) -> None:
     use, limit = peak_memory(program), plan.cluster.memory_bytes
     if use.total > limit:
         raise VerificationError(
-            f"stage {program.stage} needs {use.total / 2**30:.2f} GiB per device, {plan.cluster.name} has "
+            f"{program.title} needs {use.total / 2**30:.2f} GiB per device, {plan.cluster.name} has "
             f"{limit / 2**30:.2f} GiB ({(use.total - limit) / 2**30:.2f} GiB too much):\n  {use}",
             remedy=_memory_remedy(use.activations, use.states, use.parameters),
         )

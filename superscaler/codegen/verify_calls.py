@@ -6,7 +6,7 @@ from typing import Any
 
 from superscaler.codegen.lower import fine_shape, local_shape
 from superscaler.codegen.program import Offset
-from superscaler.ir.graph import Operator, Phase
+from superscaler.ir.graph import Operator
 from superscaler.ir.kinds import is_linear, row_of
 from superscaler.ir.layout import Extent, Layout, even_pieces
 from superscaler.ir.mesh import TIME
@@ -17,7 +17,7 @@ from superscaler.planner.placement import PlacedGraph, Placement
 def placement_fault(placed: PlacedGraph, operator: Operator) -> str:
     """Why an operator's cuts break its rule; empty where they do not."""
     placement, letters = placed.placements[operator.name], placed.axes.letters[operator.name]
-    among = placed.phases[operator.name] in (Phase.FORWARD, Phase.BACKWARD)
+    among = placed.phases[operator.name].is_repeated
     names = [name for _, cut in placement.cuts for name in cut] + list(placement.values)
     if len(set(names)) != len(names):
         return f"uses a mesh axis twice: {', '.join(names)}"

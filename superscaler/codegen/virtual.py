@@ -1,4 +1,4 @@
-"""The virtual cluster: the programs of all stages, executed for all devices in one process.
+"""The virtual cluster: the programs of all rows, executed for all devices in one process.
 
 Every device is a generator with tensors of its own. It pauses where a real rank would wait: in a collective
 until the whole group is there, in a receive or an exchange until what it wants is there. Sends never wait,
@@ -26,7 +26,6 @@ from superscaler.codegen.program import (
 )
 from superscaler.codegen.virtual_device import Channel, Delivery, Device, Meeting
 from superscaler.errors import VerificationError
-from superscaler.ir.mesh import TIME
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def run_step(
     """Execute one step of all programs on all their devices.
 
     Args:
-        programs: One per stage.
+        programs: One per row.
         state: A whole tensor per stored tensor; not changed.
         batch: A whole tensor per input, for the global batch.
         step: The number of the step, from 1.
@@ -76,11 +75,12 @@ class _Cluster:
 
     def __post_init__(self) -> None:
         self.channels: dict[Channel, deque[Any]] = {}
-        meshes = [program.mesh for program in self.programs]
+        stages = {number: mesh for program in self.programs for number, mesh in program.stages.items()}
+        meshes = [stages[number] for number in sorted(stages)]
         self.devices: dict[int, Device] = {}
         for program in self.programs:
-            for number in program.mesh.devices:
-                assert number not in self.devices, f"device {number} is in two stages"
+            for number in program.devices:
+                assert number not in self.devices, f"device {number} is in two rows"
                 self.devices[number] = Device(program, number, self.step, self.watch, meshes, self._send)
                 self._load(self.devices[number])
 
@@ -88,9 +88,9 @@ class _Cluster:
         program = device.program
         for name in (*program.stored, *program.fed):
             value = program.values[name]
-            for micro_batch in range(program.mesh.micro_batches if name in program.fed else 1):
-                here = {**device.coordinates, TIME: micro_batch}
-                shape = [extent.at(program.mesh, here) for extent in value.shape]
+            for micro_batch in range(program.micro_batches if name in program.fed else 1):
+                here = device.coordinates(value.layout.mesh, micro_batch)
+                shape = [extent.at(value.layout.mesh, here) for extent in value.shape]
                 local = piece(self.given[value.tensor], value.layout, here, shape)
                 if name in program.fed:
                     device.fed[name, micro_batch] = local
@@ -173,7 +173,7 @@ class _Cluster:
 
     def _whole(self, program: Program, value: LocalValue) -> Assembled:
         pieces: dict[Place, Tensor] = {}
-        for number in program.mesh.devices:
+        for number in value.layout.mesh.devices:
             device = self.devices[number]
             for micro_batch in micro_batches_of(value.layout):
                 place = number, micro_batch
@@ -191,7 +191,7 @@ class _Cluster:
         """The whole value of a tensor, from a value that needs no summing if there is one."""
         candidates = []
         for program in self.programs:
-            recorded = {name for name, _ in self.devices[program.mesh.devices[0]].recorded}
+            recorded = {name for name, _ in self.devices[program.devices[0]].recorded}
             for value in program.values.values():
                 if value.tensor == tensor and value.name in recorded:
                     candidates.append((len(value.layout.partial), len(candidates), program, value))

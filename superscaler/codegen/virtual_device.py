@@ -1,4 +1,4 @@
-"""One device of the virtual cluster: a generator over its program, with tensors of its own."""
+"""One device of the virtual cluster: a generator over its row's program, with tensors of its own."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from superscaler.codegen.program import (
     Keep,
     Mask,
     Offset,
+    Part,
     Program,
     Receive,
     Send,
@@ -31,10 +32,10 @@ from superscaler.ir.layout import Extent, Layout
 from superscaler.ir.mesh import TIME, Mesh
 from superscaler.ir.tensor import Role
 from superscaler.planner.exchange import exchange_moves
-from superscaler.planner.steps import StepKind, space_partial
+from superscaler.planner.steps import Step, StepKind, space_partial
 
 Channel = tuple[str, int, int]
-"""(name of the exchange, or empty; sending device; receiving device)."""
+"""(name of the exchange, or the pair of stages; sending device; receiving device)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,6 @@ class Device:
     meshes: Sequence[Mesh]
     """Of all stages."""
     outbox: Callable[[Channel, Any], None]
-    coordinates: dict[str, int] = field(init=False)
     whole: dict[str, Tensor] = field(default_factory=dict)
     """Values that live for the whole step."""
     by_micro_batch: dict[int, dict[str, Tensor]] = field(default_factory=dict)
@@ -78,22 +78,21 @@ class Device:
     position: str = "not started"
 
     def __post_init__(self) -> None:
-        self.coordinates = self.program.mesh.coordinates(self.number)
         self.kept_for = set(self.watch) | set(self.program.outputs.values())
 
     def run(self) -> Generator[Wait, Any, None]:
         """Every task in order; yields what it waits for."""
         tasks = [
-            (Phase.PREPARE, 0),
-            *((task.phase, task.micro_batch) for task in self.program.tasks),
-            (Phase.UPDATE, 0),
+            (Part(Phase.PREPARE), 0),
+            *((Part(task.phase, task.stage), task.micro_batch) for task in self.program.tasks),
+            (Part(Phase.UPDATE), 0),
         ]
-        for phase, micro_batch in tasks:
-            for instruction in self.program.bodies[phase]:
-                name = str(phase) if phase in (Phase.PREPARE, Phase.UPDATE) else f"{phase}{micro_batch}"
+        for part, micro_batch in tasks:
+            for instruction in self.program.bodies[part]:
+                name = f"{part.phase}{micro_batch} of stage {part.stage}" if part.phase.is_repeated else part
                 self.position = f"{name}: {describe(instruction)}"
                 try:
-                    yield from self._execute(instruction, phase, micro_batch)
+                    yield from self._execute(instruction, part.phase, micro_batch)
                 except (RuntimeError, IndexError, TypeError, AssertionError) as error:
                     source = self.program.graph.by_name.get(getattr(instruction, "operator", ""))
                     raise VerificationError(
@@ -105,7 +104,8 @@ class Device:
     def _execute(
         self, instruction: Instruction, phase: Phase, micro_batch: int
     ) -> Generator[Wait, Any, None]:
-        here = {**self.coordinates, TIME: micro_batch}
+        mesh = self.program.mesh_of(instruction) if not isinstance(instruction, Free) else None
+        here = self.coordinates(mesh, micro_batch) if mesh else {}
 
         def read(name: str) -> Tensor:
             return self._read(name, phase, micro_batch)
@@ -115,13 +115,13 @@ class Device:
 
         match instruction:
             case Compute():
-                results = self._compute(instruction, read, here)
+                results = self._compute(instruction, read, mesh, here)
                 for name, value in zip(instruction.writes, results, strict=True):
                     write(name, value)
             case Collective():
                 write(instruction.write, (yield self._collective(instruction, read(instruction.read))))
             case Slice():
-                mesh = self.program.mesh
+                assert mesh is not None
                 start, length = instruction.start.at(mesh, here), instruction.length.at(mesh, here)
                 write(instruction.write, read(instruction.read).narrow(instruction.dim, start, length))
             case Mask():
@@ -130,11 +130,13 @@ class Device:
                     instruction.write, value if here[instruction.step.axis] == 0 else torch.zeros_like(value)
                 )
             case Send():
-                self.outbox(("", self.number, self._partner(instruction.stage)), read(instruction.read))
+                step = instruction.step
+                receiver = self._partner(step.before.mesh, self.meshes[instruction.stage])
+                self.outbox((_channel(step), self.number, receiver), read(instruction.read))
             case Receive():
-                write(
-                    instruction.write, (yield Delivery(("", self._partner(instruction.stage), self.number)))
-                )
+                step = instruction.step
+                sender = self._partner(step.after.mesh, self.meshes[instruction.stage])
+                write(instruction.write, (yield Delivery((_channel(step), sender, self.number))))
             case Exchange():
                 yield from self._exchange(instruction, micro_batch, read, write)
             case Keep():
@@ -152,11 +154,14 @@ class Device:
                 for name in instruction.values:
                     self._free(name, phase, micro_batch)
 
+    def coordinates(self, mesh: Mesh, micro_batch: int) -> dict[str, int]:
+        """Where this device lies in a mesh, and in time."""
+        return {**mesh.coordinates(self.number), TIME: micro_batch}
+
     # values
 
     def _read(self, name: str, phase: Phase, micro_batch: int) -> Tensor:
-        among = phase in (Phase.FORWARD, Phase.BACKWARD)
-        if among and name in self.by_micro_batch.get(micro_batch, {}):
+        if phase.is_repeated and name in self.by_micro_batch.get(micro_batch, {}):
             return self.by_micro_batch[micro_batch][name]
         if (name, micro_batch) in self.fed:
             return self.fed[name, micro_batch]
@@ -170,9 +175,8 @@ class Device:
         self, name: str, value: Tensor, phase: Phase, micro_batch: int, here: Mapping[str, int]
     ) -> None:
         self._check(name, value, here)
-        among = phase in (Phase.FORWARD, Phase.BACKWARD)
-        self._record(name, value, micro_batch if among else 0)
-        if among:
+        self._record(name, value, micro_batch if phase.is_repeated else 0)
+        if phase.is_repeated:
             self.by_micro_batch.setdefault(micro_batch, {})[name] = value
         else:
             self.whole[name] = value
@@ -183,7 +187,8 @@ class Device:
 
     def _check(self, name: str, value: Tensor, here: Mapping[str, int]) -> None:
         declared = self.program.values[name]
-        shape = tuple(extent.at(self.program.mesh, here) for extent in declared.shape)
+        mesh = declared.layout.mesh
+        shape = tuple(extent.at(mesh, here) for extent in declared.shape)
         if tuple(value.shape) != shape or value.dtype != getattr(torch, declared.dtype):
             raise VerificationError(
                 f"device {self.number} makes {name!r} {value.dtype} {list(value.shape)}, "
@@ -191,9 +196,7 @@ class Device:
             )
 
     def _free(self, name: str, phase: Phase, micro_batch: int) -> None:
-        held = (
-            self.whole if phase in (Phase.PREPARE, Phase.UPDATE) else self.by_micro_batch.get(micro_batch, {})
-        )
+        held = self.by_micro_batch.get(micro_batch, {}) if phase.is_repeated else self.whole
         if name not in held:
             raise VerificationError(
                 f"device {self.number} frees {name!r}, which it does not hold, in {self.position}"
@@ -203,7 +206,7 @@ class Device:
     # operators
 
     def _compute(
-        self, instruction: Compute, read: Callable[[str], Tensor], here: Mapping[str, int]
+        self, instruction: Compute, read: Callable[[str], Tensor], mesh: Mesh | None, here: Mapping[str, int]
     ) -> tuple[Tensor, ...]:
         graph = self.program.graph
         reads: list[Any] = [
@@ -215,33 +218,31 @@ class Device:
             instruction.kind,
             instruction.reads,
             instruction.writes,
-            self._local(instruction.arguments, here),
-            self._local(instruction.keywords, here),
+            self._local(instruction.arguments, mesh, here),
+            self._local(instruction.keywords, mesh, here),
         )
         return run_operator(operator, reads)
 
-    def _local(self, value: Any, here: Mapping[str, int]) -> Any:
+    def _local(self, value: Any, mesh: Mesh | None, here: Mapping[str, int]) -> Any:
         """Arguments with this device's numbers in place of extents and offsets."""
         if isinstance(value, Extent | Offset):
-            return value.at(self.program.mesh, here)
+            assert mesh is not None
+            return value.at(mesh, here)
         if isinstance(value, tuple | list):
-            return type(value)(self._local(item, here) for item in value)
+            return type(value)(self._local(item, mesh, here) for item in value)
         return value
 
     # communication
 
-    def _partner(self, stage: int) -> int:
+    def _partner(self, mesh: Mesh, other: Mesh) -> int:
         """The device at this one's place in another stage."""
-        index = self.program.mesh.devices.index(self.number)
-        devices = self.meshes[stage].devices if 0 <= stage < len(self.meshes) else ()
-        if index >= len(devices):
-            raise VerificationError(
-                f"device {self.number} has no partner in stage {stage}, in {self.position}"
-            )
-        return devices[index]
+        index = mesh.devices.index(self.number)
+        if index >= len(other.devices):
+            raise VerificationError(f"device {self.number} has no partner in {other}, in {self.position}")
+        return other.devices[index]
 
     def _collective(self, instruction: Collective, value: Tensor) -> Meeting:
-        members = self.program.mesh.group(instruction.step.axis, self.number)
+        members = instruction.step.after.mesh.group(instruction.step.axis, self.number)
 
         def finish(brought: dict[int, Any]) -> dict[int, Any]:
             described = {
@@ -285,11 +286,14 @@ class Device:
                 box = yield Delivery((instruction.name, move.source, move.target))
                 part = target[tuple(slice(*part) for part in move.target_box)]
                 part.add_(box) if is_sum else part.copy_(box)
-        here = {**self.coordinates, TIME: micro_batch}
-        write(
-            instruction.write,
-            target.reshape([extent.at(self.program.mesh, here) for extent in declared.shape]),
-        )
+        mesh = step.after.mesh
+        here = self.coordinates(mesh, micro_batch)
+        write(instruction.write, target.reshape([extent.at(mesh, here) for extent in declared.shape]))
+
+
+def _channel(step: Step) -> str:
+    """Messages of one pair of stages keep their order."""
+    return f"{step.before.mesh} -> {step.after.mesh}"
 
 
 def _fine_shape(layout: Layout, device: int, micro_batch: int) -> tuple[int, ...]:

@@ -26,6 +26,11 @@ class Phase(StrEnum):
     """Gradients of weights, where a schedule runs them apart from the rest of the backward."""
     UPDATE = "U"
 
+    @property
+    def is_repeated(self) -> bool:
+        """Whether it runs once per micro-batch."""
+        return self in (Phase.FORWARD, Phase.BACKWARD, Phase.WEIGHT)
+
 
 @dataclass(frozen=True, slots=True)
 class Ref:

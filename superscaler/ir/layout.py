@@ -95,6 +95,15 @@ class Layout:
         intervals = tuple(self.interval(dim, coordinates) for dim in range(len(self.sizes)))
         return Region(intervals, (index, count))
 
+    def on(self, mesh: Mesh) -> "Layout":
+        """The same layout on another mesh of the same shape."""
+        return self if mesh == self.mesh else replace(self, mesh=mesh)
+
+    @property
+    def at_home(self) -> "Layout":
+        """The same layout on the mesh's `home`."""
+        return self.on(self.mesh.home)
+
     def without_time(self) -> "Layout":
         """The same layout with the micro-batch axis taken away: the whole step at once."""
         cuts = tuple(tuple(axis for axis in cut if axis != TIME) for cut in self.cuts)

@@ -1,12 +1,14 @@
 """Mesh: an array of devices whose axes have names, such as dp and tp."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 
 TIME = "mb"
 """The name of the one axis that runs in time, not over devices: the micro-batches of a step."""
+LANE = "lane"
+"""The name of a mesh axis along which devices run the same tasks at times of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,8 @@ class Mesh:
     devices: tuple[int, ...]
     axes: tuple[tuple[str, int], ...] = ()
     micro_batches: int = 1
+    chunk: int = 0
+    """Tells apart stages that run on the same devices, as the virtual stages of a pipeline do."""
 
     def __post_init__(self) -> None:
         assert prod(size for _, size in self.axes) == len(self.devices), (self.axes, self.devices)
@@ -29,6 +33,11 @@ class Mesh:
     def names(self) -> tuple[str, ...]:
         """The axes over devices, major to minor."""
         return tuple(name for name, _ in self.axes)
+
+    @property
+    def home(self) -> "Mesh":
+        """The mesh under which what outlives a micro-batch is held, whichever stage on these devices reads it."""
+        return replace(self, chunk=0) if self.chunk else self
 
     def size(self, axis: str) -> int:
         """How many devices lie along `axis`; for `TIME`, the number of micro-batches."""
@@ -53,7 +62,8 @@ class Mesh:
     def __str__(self) -> str:
         """Print as ``dp2 x tp2 on 0-3``."""
         shape = " x ".join(f"{name}{size}" for name, size in self.axes) or "1"
-        return f"{shape} on {format_devices(self.devices)}"
+        chunk = f", chunk {self.chunk}" if self.chunk else ""
+        return f"{shape} on {format_devices(self.devices)}{chunk}"
 
 
 @cache

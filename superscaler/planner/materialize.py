@@ -1,11 +1,13 @@
 """Materialize: data dependencies restored: steps wherever a reader wants another Layout than the writer left.
 
-The result is one global sequence of events per phase. Every stage's program is the part of it that concerns
-the stage, so that all stages see their messages in one order.
+The result is one global sequence of events per phase. Every program is the part of it that concerns the stages
+its devices take part in, so that all see their messages in one order. What outlives a micro-batch (stored tensors,
+what is prepared or kept) is held under the `home` of its mesh, and read by every stage on the same devices as it is.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 
 from superscaler.errors import PlanError
@@ -17,10 +19,11 @@ from superscaler.planner.as_updated import brought_together, homes_as_updated, k
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.order import Order
 from superscaler.planner.placement import PlacedGraph
-from superscaler.planner.steps import Step
+from superscaler.planner.rows import Row, find_rows
+from superscaler.planner.steps import Step, StepKind
 from superscaler.planner.transitions import find_path, path_seconds
 
-PHASES = (Phase.PREPARE, Phase.FORWARD, Phase.BACKWARD, Phase.UPDATE)
+PHASES = (Phase.PREPARE, Phase.FORWARD, Phase.BACKWARD, Phase.WEIGHT, Phase.UPDATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +95,30 @@ class MaterializedGraph:
         """The logical graph."""
         return self.placed.graph
 
-    def stage_of(self, value: str) -> int:
-        """Which stage holds a value."""
-        return self.stages.index(self.values[value].layout.mesh)
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The devices, in groups that run one program each."""
+        return find_rows(self.stages)
+
+    @cached_property
+    def stage_phases(self) -> tuple[frozenset[Phase], ...]:
+        """Per stage the phases among F, B and W in which it has something to do."""
+        found: list[set[Phase]] = [set() for _ in self.stages]
+        for phase, events in self.events.items():
+            for event in events if phase.is_repeated else ():
+                for mesh in self.meshes_of(event):
+                    found[self.stages.index(mesh)].add(phase)
+        return tuple(map(frozenset, found))
+
+    def meshes_of(self, event: Event) -> tuple[Mesh, ...]:
+        """The meshes whose devices take part in an event."""
+        if isinstance(event, Run):
+            return (self.placed.placements[event.operator].mesh,)
+        if isinstance(event, Transfer):
+            step = event.step
+            crosses = step.kind in (StepKind.SEND, StepKind.EXCHANGE)
+            return tuple(dict.fromkeys((step.before.mesh, step.after.mesh))) if crosses else (step.after.mesh,)
+        return (self.values[event.read].layout.mesh,)
 
 
 def materialize(
@@ -233,7 +257,6 @@ class _Builder:
         forward = [o for o in self.graph.operators if o.phase is Phase.FORWARD] or list(self.graph.operators)
         every = [*forward, *self.graph.operators]
         self.stages = tuple(dict.fromkeys(self.placed.placements[operator.name].mesh for operator in every))
-        _check_disjoint(self.stages)
 
     # where stored tensors and inputs live
 
@@ -244,8 +267,9 @@ class _Builder:
             late = self.placed.phases[operator.name] is Phase.UPDATE
             for name, layout in zip(operator.reads, self.placed.reads(operator), strict=True):
                 if layout is not None and name not in self.graph.writer:
+                    home = layout.at_home
                     wanted.setdefault(name, {})
-                    wanted[name][layout] = wanted[name].get(layout, True) and late
+                    wanted[name][home] = wanted[name].get(home, True) and late
         for name, tensor in self.graph.tensors.items():
             if name not in wanted:
                 continue
@@ -274,11 +298,12 @@ class _Builder:
     def run(self, operator: Operator, phase: Phase) -> None:
         """Append an operator, and before it whatever brings its reads into the layouts it wants."""
         reads = tuple(
-            name if layout is None else self._obtain(name, layout, phase, operator)
+            name if layout is None else self._obtain(name, _held_in(phase, layout), phase, operator)
             for name, layout in zip(operator.reads, self.placed.reads(operator), strict=True)
         )
         writes = []
         for name, layout in zip(operator.writes, self.placed.writes(operator), strict=True):
+            layout = _held_in(phase, layout)
             value = self._new_value(name, name, layout)
             writes.append(value)
             self.written[name] = _Version(value, phase)
@@ -319,18 +344,18 @@ class _Builder:
     def _output(self, name: str) -> str:
         version = self.written.get(name) or next(iter(self.versions[name].values()))
         layout = self.values[version.value].layout
-        if any(TIME in cut for cut in layout.cuts):
-            whole = replace(layout, partial=(), reducer="sum")
-            return self._obtain(name, whole, version.phase, None)
         whole = replace(layout, partial=(), reducer="sum")
-        late = self.graph.is_training or TIME in layout.partial
-        return self._obtain(name, whole, Phase.UPDATE if late else version.phase, None)
+        is_cut = any(TIME in cut for cut in layout.cuts)
+        late = not is_cut and (self.graph.is_training or TIME in layout.partial)
+        phase = Phase.UPDATE if late else version.phase
+        return self._obtain(name, _held_in(phase, whole), phase, None)
 
     def _obtain(self, tensor: str, target: Layout, phase: Phase, reader: Operator | None) -> str:
         """The value of `tensor` in layout `target`, made with the fewest steps if it is not there yet."""
         versions = self._kept(tensor, reader) if phase is Phase.UPDATE else self.versions[tensor]
-        if target in versions:
-            return versions[target].value
+        for layout in (target, target.at_home):
+            if layout in versions and (layout == target or self._is_lasting(versions[layout])):
+                return versions[layout].value
         source, path = self._cheapest(tensor, versions, target, reader)
         for step in path:
             source = self._transfer(tensor, versions, source, step, phase, reader)
@@ -340,7 +365,7 @@ class _Builder:
         """The versions of a tensor that exist once all micro-batches have run."""
         if tensor not in self.kept:
             made = self.written.get(tensor)
-            if made is not None and made.phase in (Phase.FORWARD, Phase.BACKWARD):
+            if made is not None and made.phase.is_repeated:
                 self.kept[tensor] = self._keep(tensor, made, reader)
             else:
                 # what a micro-batch made of a stored tensor is gone when its micro-batch is over
@@ -358,7 +383,7 @@ class _Builder:
                 where=reader.source if reader else self.graph.writer[tensor].source,
                 remedy="use micro_batches=1",
             )
-        whole = layout.without_time()
+        whole = layout.without_time().at_home
         value = self._new_value(f"{tensor}|kept", tensor, whole)
         self.events[made.phase].append(Keep(made.value, value, add=TIME in layout.partial))
         return {whole: _Version(value, Phase.UPDATE)}
@@ -368,10 +393,13 @@ class _Builder:
     ) -> tuple[_Version, tuple[Step, ...]]:
         width = DTYPE_BYTES[self.graph.tensors[tensor].dtype]
         first, *others = versions
-        candidates = [first, *(layout for layout in others if layout.mesh == target.mesh)]
+        candidates = [first, *(layout for layout in others if layout.mesh.home == target.mesh.home)]
         best: tuple[float, _Version, tuple[Step, ...]] | None = None
         problem: PlanError | None = None
         for layout in candidates:
+            version = versions[layout]
+            if layout.mesh.home == target.mesh.home and self._is_lasting(version):
+                layout = layout.on(target.mesh)
             try:
                 path = find_path(layout, target, width, self.cluster)
             except PlanError as error:
@@ -379,7 +407,7 @@ class _Builder:
                 continue
             seconds = path_seconds(path, width, self.cluster)
             if best is None or seconds < best[0]:
-                best = seconds, versions[layout], path
+                best = seconds, version, path
         if best is None:
             assert problem is not None
             raise PlanError(
@@ -410,6 +438,10 @@ class _Builder:
         versions[step.after] = _Version(value, at)
         return versions[step.after]
 
+    def _is_lasting(self, version: _Version) -> bool:
+        """Whether a value outlives its micro-batch."""
+        return not version.phase.is_repeated
+
     def _phase_of(self, source: _Version, step: Step, phase: Phase) -> Phase:
         if source.phase is Phase.PREPARE:
             stored = source.value in self.stored or source.value in self.fed
@@ -421,17 +453,9 @@ class _Builder:
         return phase
 
 
-def _check_disjoint(stages: Iterable[Mesh]) -> None:
-    """Every device runs one program: it may belong to one mesh only."""
-    owner: dict[int, Mesh] = {}
-    for mesh in stages:
-        for device in mesh.devices:
-            if device in owner:
-                raise PlanError(
-                    f"device {device} belongs to two meshes, {owner[device]} and {mesh}",
-                    remedy="place these operators on one mesh, and cut them over different axes of it",
-                )
-            owner[device] = mesh
+def _held_in(phase: Phase, layout: Layout) -> Layout:
+    """The layout of a value that a phase makes or reads: what outlives a micro-batch is held at home."""
+    return layout if phase.is_repeated else layout.at_home
 
 
 def _unmasked(layout: Layout) -> Layout:

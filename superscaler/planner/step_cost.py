@@ -70,8 +70,10 @@ def _ring(mesh: Mesh, axis: str, cluster: Cluster) -> tuple[float, float]:
 
 @cache
 def _pairs(source: Mesh, target: Mesh, cluster: Cluster) -> tuple[float, float]:
-    """Latency and bandwidth of the slowest pair of devices with equal places."""
-    pairs = list(zip(source.devices, target.devices, strict=True))
+    """Latency and bandwidth of the slowest pair of devices with equal places; a device hands to itself for free."""
+    pairs = [pair for pair in zip(source.devices, target.devices, strict=True) if pair[0] != pair[1]]
+    if not pairs:
+        return 0.0, float("inf")
     return max(map(cluster.latency, pairs)), min(map(cluster.bandwidth, pairs))
 
 

@@ -67,7 +67,7 @@ def _unrolled(program):
         (Phase.UPDATE, 0),
     ]
     for phase, micro_batch in tasks:
-        for instruction in program.bodies[phase]:
+        for instruction in program.bodies[program.parts(phase)[0]]:
             for name in writes_of(instruction):
                 if name in program.stored:
                     continue
@@ -104,10 +104,10 @@ def test_uneven_pieces_count_with_the_largest():
 
 def test_what_is_never_read_goes_at_once():
     (program,) = programs_of(planned(tiny_gpt()[2], "none"))
-    body = program.bodies[Phase.FORWARD]
+    body = program.bodies[program.parts(Phase.FORWARD)[0]]
     lonely = replace(body[0], writes=("lonely",))
     values = {**program.values, "lonely": replace(program.values[body[0].writes[0]], name="lonely")}
     result = free_values(
-        replace(program, values=values, bodies={**program.bodies, Phase.FORWARD: (lonely, *body)})
+        replace(program, values=values, bodies={**program.bodies, program.parts(Phase.FORWARD)[0]: (lonely, *body)})
     )
-    assert result.bodies[Phase.FORWARD][1] == Free(("lonely",))
+    assert result.bodies[result.parts(Phase.FORWARD)[0]][1] == Free(("lonely",))

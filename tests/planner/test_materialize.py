@@ -103,7 +103,7 @@ def test_a_tied_weight_has_a_home_on_each_stage_and_is_stored_in_both():
     plan = plan_of(gpt_graph(), "pp=2")
     graph = plan.materialized
     homes = [name for name in graph.stored if graph.values[name].tensor == "wte.weight"]
-    assert [graph.stage_of(name) for name in homes] == [0, 1]
+    assert [graph.stages.index(graph.values[name].layout.mesh) for name in homes] == [0, 1]
     stored = [event.write for event in graph.events["U"] if isinstance(event, Store)]
     assert set(homes) <= set(stored)
     assert len(stored) == len(set(stored))

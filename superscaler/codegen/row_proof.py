@@ -1,10 +1,10 @@
-"""One stage's program executed on paper: a value is known by tensor and Layout, symbolically over the mesh.
+"""One row's program executed on paper: a value is known by tensor and Layout, symbolically over the mesh.
 
 What an instruction makes is derived from what its operands really are and from its own fields, never from
 what the planner noted of it. A body is executed once, whatever the number of devices and micro-batches.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
@@ -19,6 +19,7 @@ from superscaler.codegen.program import (
     Instruction,
     Keep,
     Mask,
+    Part,
     Program,
     Receive,
     Send,
@@ -31,23 +32,23 @@ from superscaler.codegen.verify_schedule import Message
 from superscaler.errors import VerificationError
 from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Phase
-from superscaler.ir.mesh import TIME
+from superscaler.ir.layout import Layout
+from superscaler.ir.mesh import TIME, Mesh
 from superscaler.planner.exchange import exchange_moves, verify_exchange
 from superscaler.planner.plan import Plan
 from superscaler.planner.steps import StepKind, apply, exchange_fits, plain, uses_time
 
-AMONG = (Phase.FORWARD, Phase.BACKWARD)
-"""The phases that run once per micro-batch."""
 BY_LOWERING = "lower(plan) makes programs that pass; where this one was changed by hand, undo the change"
-Channels = dict[tuple[int, int], deque[Held]]
-"""(sending stage, receiving stage) -> values under way."""
-Meetings = dict[str, dict[int, tuple[Exchange, Held | None]]]
-"""Exchange -> stage -> its part, and what it gives."""
+_START = Part(Phase.PREPARE)
+Channels = dict[tuple[int, int, int], deque[Held]]
+"""(sending stage, receiving stage, place of the first of the devices in both meshes) -> values under way."""
+Meetings = dict[str, dict[int, tuple[Exchange, Held]]]
+"""Exchange -> row that gives -> its part, and what it gives."""
 
 
 @dataclass
-class StageProof:
-    """One stage's program, executed on paper; raises VerificationError at the first fault."""
+class RowProof:
+    """One row's program, executed on paper; raises VerificationError at the first fault."""
 
     plan: Plan
     program: Program
@@ -55,22 +56,25 @@ class StageProof:
     whole: dict[str, Held] = field(default_factory=dict)
     """Values that live for the whole step."""
     among: dict[str, Held] = field(default_factory=dict)
-    """Values of one micro-batch."""
+    """Values of one micro-batch, each of one stage."""
     kept: dict[str, Held] = field(default_factory=dict)
     """Values that are complete only after all micro-batches."""
     freed: set[str] = field(default_factory=set)
     stored: set[str] = field(default_factory=set)
-    ran: list[str] = field(default_factory=list)
-    messages: dict[Phase, list[Message]] = field(default_factory=dict)
-    phase: Phase = Phase.PREPARE
+    ran: Counter[str] = field(default_factory=Counter)
+    taken: set[str] = field(default_factory=set)
+    """Exchanges received."""
+    messages: dict[Part, list[Message]] = field(default_factory=dict)
+    part: Part = _START
     index: int = 0
 
     def __post_init__(self) -> None:
+        homes = {mesh.home for mesh in self.program.stages.values()}
         for name in (*self.program.stored, *self.program.fed):
             value = self.program.values[name]
             layout = plain(value.layout)
             is_stored = name in self.program.stored
-            if layout.mesh != self.program.mesh or layout.partial or (is_stored and uses_time(layout)):
+            if layout.mesh not in homes or layout.partial or (is_stored and uses_time(layout)):
                 raise VerificationError(
                     f"{name!r} cannot be stored or fed {spell(layout)}", remedy=BY_LOWERING
                 )
@@ -82,43 +86,50 @@ class StageProof:
         """The graph's axes."""
         return self.plan.placed.axes
 
-    def run(
-        self,
-        phase: Phase,
-        channels: Channels,
-        meetings: Meetings,
-    ) -> Generator[bool, None, None]:
-        """Execute one body; yields False where it must wait for another stage, else True."""
-        self.phase = phase
-        for index, instruction in enumerate(self.program.bodies[phase]):
-            self.index = index
+    @property
+    def phase(self) -> Phase:
+        """The phase that is being executed."""
+        return self.part.phase
+
+    def run(self, part: Part, channels: Channels, meetings: Meetings) -> Generator[bool, None, None]:
+        """Execute one body; yields False where it must wait for another body, else True."""
+        for index, instruction in enumerate(self.program.bodies[part]):
+            self.part, self.index = part, index
             match instruction:
                 case Send():
-                    channels.setdefault((self.program.stage, instruction.stage), deque()).append(
-                        self._send(instruction)
-                    )
-                    self._note("send", instruction.stage, instruction.read)
+                    held, key = self._send(instruction)
+                    channels.setdefault(key, deque()).append(held)
                 case Receive():
-                    queue = channels.setdefault((instruction.stage, self.program.stage), deque())
+                    queue = channels.setdefault(self._channel_to(instruction), deque())
                     while not queue:
                         yield False
-                    self._note("receive", instruction.stage, instruction.write)
+                    self.part, self.index = part, index
                     self._write(instruction.write, queue.popleft())
                 case Exchange():
-                    yield from self._exchange(instruction, meetings.setdefault(instruction.name, {}))
+                    meeting = meetings.setdefault(instruction.name, {})
+                    if instruction.read:
+                        if self.program.row in meeting:
+                            self.fault(f"takes part in the exchange {instruction.name!r} twice")
+                        meeting[self.program.row] = instruction, self._give(instruction)
+                    givers = self._rows_of(instruction.step.before.mesh)
+                    while instruction.write and not meeting.keys() >= set(givers):
+                        yield False
+                    self.part, self.index = part, index
+                    if instruction.write:
+                        self._take(instruction, meeting, givers)
                 case _:
                     self._local(instruction)
             yield True
-        self.index = len(self.program.bodies[phase])
+        self.part, self.index = part, len(self.program.bodies[part])
 
     def fault(self, what: str, remedy: str = BY_LOWERING) -> NoReturn:
         """Raise, showing the instructions around the one at hand."""
-        body = self.program.bodies[self.phase]
+        body = self.program.bodies[self.part]
         source = ""
         if self.index < len(body):
             source = self._source(body[self.index])
         raise VerificationError(
-            f"stage {self.program.stage}, phase {self.phase}: {what}\n" + neighbourhood(body, self.index),
+            f"{self.program.title}, phase {self.part.phase}: {what}\n" + neighbourhood(body, self.index),
             where=source,
             remedy=remedy,
         )
@@ -136,15 +147,19 @@ class StageProof:
     # values
 
     def _read(self, name: str) -> Held:
-        if self.phase in AMONG and name in self.among:
-            return self.among[name]
+        if self.phase.is_repeated and name in self.among:
+            held = self.among[name]
+            if held.layout.mesh != self.program.stages[self.part.stage]:
+                self.fault(f"reads {name!r} of another stage", "hand it over with a Send and a Receive")
+            return held
         if self.phase is Phase.UPDATE and name in self.kept:
             return self.kept[name]
         if name in self.whole:
             held = self.whole[name]
-            if self.phase not in AMONG and uses_time(held.layout):
+            if not self.phase.is_repeated and uses_time(held.layout):
                 self.fault(f"reads {name!r}, which differs between micro-batches, outside of them")
-            return held
+            here = self.program.stages.get(self.part.stage)
+            return replace(held, layout=held.layout.on(here)) if here and _at_home(held, here) else held
         return self._unreadable(name)
 
     def _unreadable(self, name: str) -> NoReturn:
@@ -161,13 +176,15 @@ class StageProof:
             self.fault(f"reads {name!r}, which nothing writes", remedy)
         if self.program in makers:
             self.fault(f"reads {name!r} before it is written")
-        self.fault(f"reads {name!r} of stage {makers[0].stage}")
+        self.fault(f"reads {name!r} of {makers[0].title}")
 
     def _write(self, name: str, held: Held) -> None:
         if name in self.whole or name in self.among or name in self.kept or name in self.freed:
             self.fault(f"writes {name!r}, which is written already")
         self._check_shape(name, held)
-        if self.phase in AMONG:
+        if self.phase.is_repeated:
+            if held.layout.mesh != self.program.stages[self.part.stage]:
+                self.fault(f"makes {name!r} on {held.layout.mesh}, which is another stage")
             self.among[name] = held
             return
         if uses_time(held.layout):
@@ -208,6 +225,7 @@ class StageProof:
                     after_collective(self.axes, held, instruction),
                     f"{step.kind} over {step.axis!r}",
                 )
+                self._note_meeting(held.layout.mesh, instruction)
             case Slice(step=step, read=read, write=write):
                 held = self._read(read)
                 self._write_step(
@@ -227,7 +245,7 @@ class StageProof:
     def _write_step(self, name: str, held: Held, after: Held | None, what: str) -> None:
         if after is None:
             self.fault(f"the {what} is not allowed on {held}")
-        if self.phase not in AMONG and uses_time(after.layout):
+        if not self.phase.is_repeated and uses_time(after.layout):
             self.fault(f"the {what} makes micro-batches where there are none")
         self._write(name, after)
 
@@ -253,8 +271,11 @@ class StageProof:
             self.fault(
                 f"runs {instruction.operator!r} ({instruction.kind}), which is no operator of the graph"
             )
-        if placed.placements[operator.name].mesh != self.program.mesh:
-            self.fault(f"runs {operator.name!r}, which is placed on {placed.placements[operator.name].mesh}")
+        mesh = placed.placements[operator.name].mesh
+        stages = {m.home for m in self.program.stages.values()}
+        is_here = mesh == self.program.stages[self.part.stage] if self.phase.is_repeated else mesh.home in stages
+        if not is_here:
+            self.fault(f"runs {operator.name!r}, which is placed on {mesh}")
         if placed.phases[operator.name] is not self.phase:
             self.fault(f"runs {operator.name!r}, which belongs to phase {placed.phases[operator.name]}")
         if len(instruction.reads) != len(operator.reads) or len(instruction.writes) != len(operator.writes):
@@ -268,7 +289,7 @@ class StageProof:
                 if name != tensor:
                     self.fault(f"{operator.name!r} wants the number of the step, not {name!r}")
                 continue
-            held, wanted = self._read(name), Held(tensor, plain(layout))
+            held, wanted = self._read(name), Held(tensor, plain(self._held_here(layout)))
             if held != wanted:
                 self.fault(
                     f"{operator.name!r} wants {wanted}\n  but {name!r} is {held}"
@@ -283,12 +304,12 @@ class StageProof:
         for name, tensor, layout in zip(
             instruction.writes, operator.writes, placed.writes(operator), strict=True
         ):
-            self._write(name, Held(tensor, plain(layout)))
-        self.ran.append(operator.name)
+            self._write(name, Held(tensor, plain(self._held_here(layout))))
+        self.ran[operator.name] += 1
 
     def _keep(self, instruction: Keep) -> None:
         held = self._read(instruction.read)
-        if self.phase not in AMONG:
+        if not self.phase.is_repeated:
             self.fault("keeps a value outside of the micro-batches")
         if instruction.write in self.kept or instruction.write in self.whole:
             self.fault(f"keeps {instruction.write!r} twice")
@@ -299,6 +320,7 @@ class StageProof:
             held = replace(held, layout=after)
         elif uses_time(held.layout):
             self.fault(f"keeps {held} of the last micro-batch alone")
+        held = replace(held, layout=held.layout.at_home)
         self._check_shape(instruction.write, held)
         self.kept[instruction.write] = held
 
@@ -316,7 +338,7 @@ class StageProof:
         self.whole[instruction.write] = held  # whoever reads it from here on reads the new value
 
     def _free(self, name: str) -> None:
-        scopes = [self.among] if self.phase in AMONG else [self.whole, self.kept]
+        scopes = [self.among] if self.phase.is_repeated else [self.whole, self.kept]
         staying = (*self.program.stored, *self.program.fed, *self.program.outputs.values())
         scope = next((scope for scope in scopes if name in scope), None)
         if scope is None or name in staying:
@@ -329,51 +351,104 @@ class StageProof:
 
     # between stages
 
-    def _send(self, instruction: Send) -> Held:
-        held = self._read(instruction.read)
-        if not 0 <= instruction.stage < len(self.programs) or instruction.stage == self.program.stage:
+    def _send(self, instruction: Send) -> tuple[Held, tuple[int, int, int]]:
+        held, stages = self._read(instruction.read), self.plan.materialized.stages
+        source = held.layout.mesh
+        if not 0 <= instruction.stage < len(stages) or stages[instruction.stage] == source:
             self.fault(f"sends to stage {instruction.stage}, which is no other stage")
-        mesh = self.programs[instruction.stage].mesh
+        mesh = stages[instruction.stage]
         after = apply(StepKind.SEND, held.layout, target=replace(held.layout, mesh=mesh))
         if after is None:
             self.fault(f"sends {held} to {mesh}, whose shape is another")
-        return replace(held, layout=after)
+        place = self._place(source)
+        channel = stages.index(source), instruction.stage, place
+        self._note("send", (mesh.devices[place],), instruction.read, str(channel[:2]))
+        return replace(held, layout=after), channel
 
-    def _exchange(
-        self, instruction: Exchange, meeting: dict[int, tuple[Exchange, Held | None]]
-    ) -> Generator[bool, None, None]:
-        step, stage = instruction.step, self.program.stage
-        giver = next((p.stage for p in self.programs if p.mesh == step.before.mesh), -1)
-        taker = next((p.stage for p in self.programs if p.mesh == step.after.mesh), -1)
-        gives, takes = self.program.mesh == step.before.mesh, self.program.mesh == step.after.mesh
-        if (gives, takes) != (bool(instruction.read), bool(instruction.write)) or min(giver, taker) < 0:
-            self.fault(f"takes part in an exchange from {step.before.mesh} to {step.after.mesh}")
-        if stage in meeting:
-            self.fault(f"takes part in the exchange {instruction.name!r} twice")
-        held = self._read(instruction.read) if gives else None
-        if held is not None and held.layout != plain(step.before):
+    def _channel_to(self, instruction: Receive) -> tuple[int, int, int]:
+        """The channel a value is received from."""
+        stages, mesh = self.plan.materialized.stages, instruction.step.after.mesh
+        own = self._stage_of(mesh)
+        if not 0 <= instruction.stage < len(stages) or own in (None, instruction.stage):
+            self.fault(f"receives from stage {instruction.stage} on {mesh}, which is no other stage")
+        source = stages[instruction.stage]
+        if len(source.devices) != len(mesh.devices):
+            self.fault(f"receives from {source}, whose shape is another")
+        place = self._place(mesh)
+        channel = instruction.stage, stages.index(mesh), place
+        self._note("receive", (source.devices[place],), instruction.write, str(channel[:2]))
+        return channel
+
+    def _place(self, mesh: Mesh) -> int:
+        """The first place of these devices in a mesh of theirs."""
+        return min(mesh.devices.index(device) for device in self.program.devices)
+
+    def _give(self, instruction: Exchange) -> Held:
+        """The giving part of an exchange."""
+        step = instruction.step
+        if self._stage_of(step.before.mesh) is None:
+            self.fault(f"gives to an exchange from {step.before.mesh} to {step.after.mesh}")
+        held = self._read(instruction.read)
+        if held.layout != plain(step.before):
             self.fault(
                 f"the exchange takes {spell(plain(step.before))}\n  but {instruction.read!r} is {held}"
             )
-        meeting[stage] = instruction, held
-        if gives and not takes:
-            self._note("send", taker, instruction.name, channel=instruction.name)
-        if not takes:
-            return
-        while giver not in meeting:
-            yield False
-        if giver != stage:
-            self._note("receive", giver, instruction.name, channel=instruction.name)
-        other, source = meeting[giver]
-        if other.step != step or source is None:
+        self._note("send", step.after.mesh.devices, instruction.name, instruction.name)
+        return held
+
+    def _take(
+        self, instruction: Exchange, meeting: Mapping[int, tuple[Exchange, Held]], givers: Sequence[int]
+    ) -> None:
+        """The taking part of an exchange, once all who give are there."""
+        step = instruction.step
+        if self._stage_of(step.after.mesh) is None or not givers:
+            self.fault(f"takes from an exchange from {step.before.mesh} to {step.after.mesh}")
+        self._note("receive", step.before.mesh.devices, instruction.name, instruction.name)
+        sources = [meeting[row] for row in givers]
+        source = sources[0][1]
+        if any(other.step != step or held != source for other, held in sources):
             self.fault("the stages disagree about the exchange")
         if step.kind is not StepKind.EXCHANGE or not exchange_fits(source.layout, plain(step.after)):
             self.fault(f"no exchange makes {spell(plain(step.after))} of {source}")
         verify_exchange(step, exchange_moves(step))
+        if instruction.name in self.taken:
+            self.fault(f"takes part in the exchange {instruction.name!r} twice")
+        self.taken.add(instruction.name)
         self._write(instruction.write, Held(source.tensor, plain(step.after)))
 
-    def _note(self, kind: str, stage: int, name: str, channel: str = "") -> None:
-        self.messages.setdefault(self.phase, []).append(Message(kind, stage, name, channel))
+    def _stage_of(self, mesh: Mesh) -> int | None:
+        """The number of the stage at hand that has this mesh."""
+        here = (number for number, own in self.program.stages.items() if own == mesh)
+        number = next(here, None)
+        return number if not self.phase.is_repeated or number == self.part.stage else None
+
+    def _rows_of(self, mesh: Mesh) -> list[int]:
+        """The rows with devices of a mesh."""
+        return [program.row for program in self.programs if not set(mesh.devices).isdisjoint(program.devices)]
+
+    def _held_here(self, layout: Layout) -> Layout:
+        """A layout as the phase at hand holds it: what outlives a micro-batch is held at home."""
+        return layout if self.phase.is_repeated else layout.at_home
+
+    def _note_meeting(self, mesh: Mesh, instruction: Collective) -> None:
+        """A collective with devices of other rows waits for them all."""
+        axis = instruction.step.axis
+        group = {device for own in self.program.devices for device in mesh.group(axis, own)}
+        others = tuple(sorted(group - set(self.program.devices)))
+        if others:
+            stage = self.plan.materialized.stages.index(mesh)
+            for kind in ("send", "receive"):
+                self._note(kind, others, instruction.write, f"{axis} of stage {stage}: {instruction.write}")
+
+    def _note(self, kind: str, devices: Sequence[int], name: str, channel: str) -> None:
+        """Note a point at which other rows are met, by their devices."""
+        rows = tuple(p.row for p in self.programs if not set(devices).isdisjoint(p.devices))
+        self.messages.setdefault(self.part, []).append(Message(kind, rows, name, channel))
+
+
+def _at_home(held: Held, mesh: Mesh) -> bool:
+    """Whether a value is held under the home of a mesh."""
+    return held.layout.mesh == mesh.home
 
 
 def _same_keywords(instruction: Compute, expected: Mapping[str, Any]) -> bool:
