@@ -22,7 +22,7 @@ from superscaler.codegen.program import (
 from superscaler.ir.graph import Phase
 from superscaler.ir.optimizers import OPTIMIZERS
 from superscaler.ir.tensor import DTYPE_BYTES, Role
-from superscaler.planner.schedules import Task
+from superscaler.planner.schedule import Task
 from superscaler.planner.steps import uses_time
 
 VIEWS = {

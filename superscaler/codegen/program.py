@@ -1,8 +1,8 @@
 """Program: what every device of one row runs: compute, collectives, messages, as plain data.
 
 One program serves all devices of a row: what differs between them are coordinates in the meshes of the row's stages,
-which appear as `Extent` (a local size) and `Offset` (where a piece starts). `superscaler.codegen.emit` prints a program as
-source; `superscaler.codegen.virtual` executes the same data for all devices in one process.
+which appear as `Extent` (a local size) and `Offset` (where a piece starts). `superscaler.codegen.emit` prints a program
+as source; `superscaler.codegen.virtual` executes the same data for all devices in one process.
 """
 
 from collections.abc import Iterator, Mapping

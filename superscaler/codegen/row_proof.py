@@ -273,7 +273,9 @@ class RowProof:
             )
         mesh = placed.placements[operator.name].mesh
         stages = {m.home for m in self.program.stages.values()}
-        is_here = mesh == self.program.stages[self.part.stage] if self.phase.is_repeated else mesh.home in stages
+        is_here = (
+            mesh == self.program.stages[self.part.stage] if self.phase.is_repeated else mesh.home in stages
+        )
         if not is_here:
             self.fault(f"runs {operator.name!r}, which is placed on {mesh}")
         if placed.phases[operator.name] is not self.phase:

@@ -90,7 +90,9 @@ def _run_bodies(rows: Sequence[RowProof], phase: Phase) -> None:
     for key in running:
         row = rows[key[0]]
         row.part, row.index = key[1], at[key]
-        row.fault("waits for what no other stage sends in this phase", remedy="a task or stage may be missing")
+        row.fault(
+            "waits for what no other stage sends in this phase", remedy="a task or stage may be missing"
+        )
     for name, meeting in meetings.items():
         mesh = next(iter(meeting.values()))[0].step.after.mesh
         if not any(set(row.program.devices) <= set(mesh.devices) and name in row.taken for row in rows):

@@ -41,9 +41,7 @@ def verify_tasks(programs: Sequence[Program]) -> None:
     """
     for program in programs:
         parts = [part for part in program.bodies if part.phase.is_repeated]
-        expected = {
-            Task(part.stage, part.phase, i) for part in parts for i in range(program.micro_batches)
-        }
+        expected = {Task(part.stage, part.phase, i) for part in parts for i in range(program.micro_batches)}
         counts = Counter(program.tasks)
         missing, extra = expected - counts.keys(), counts.keys() - expected
         twice = {task for task, count in counts.items() if count > 1}
@@ -156,7 +154,8 @@ class _Simulation:
             other = f"{name!r} of {_task_name(sent_in)}"
             fault = f"receives {message.name!r} in {_task_name(task)}, but the next message is {other}"
             raise VerificationError(
-                f"{self.programs[number].title} {fault} of {self.programs[sender].title}:\n" + self._grid({number: fault}),
+                f"{self.programs[number].title} {fault} of {self.programs[sender].title}:\n"
+                + self._grid({number: fault}),
                 remedy="let both rows run their tasks in orders that send and receive in one sequence",
             )
         row.time = max(row.time, time)
@@ -181,7 +180,10 @@ class _Simulation:
             cells = dict.fromkeys(range(width), ".")
             cells.update({time: names[task] for time, task in row.shown if task.phase.is_repeated})
             line = " ".join(f"{cell:>3}" for cell in cells.values())
-            lines.append(f"  {self.programs[number].title}: {line}" + (f"  <-- {faults[number]}" if number in faults else ""))
+            lines.append(
+                f"  {self.programs[number].title}: {line}"
+                + (f"  <-- {faults[number]}" if number in faults else "")
+            )
         return "\n".join(lines)
 
 

@@ -117,9 +117,10 @@ class Communication:
         sent: dict[int, dict[StepKind, Fraction]] = {}
         for mesh, movements in by_stage.items():
             alike = all(len(senders(movement.step)) == 1 for movement in movements)
-            for device in mesh.devices[:1] if alike else mesh.devices:
-                sent[device] = _totals(movements, device)
-            sent |= dict.fromkeys(mesh.devices, sent[mesh.devices[0]]) if alike else {}
+            totals = [_totals(movements, device) for device in (mesh.devices[:1] if alike else mesh.devices)]
+            for device, total in zip(mesh.devices, totals * len(mesh.devices) if alike else totals, strict=True):
+                known = sent.get(device)  # of another stage on this device
+                sent[device] = total if known is None else _sum(known, total)
         return sent
 
     @property
@@ -186,8 +187,8 @@ def _movement(materialized: MaterializedGraph, phase: Phase, transfer: Transfer,
     if transfer.step.axis:
         why = f"{why}: {reason(materialized.placed, tensor, transfer.step)}"
     width = DTYPE_BYTES[materialized.graph.tensors[tensor].dtype]
-    ends = materialized.stage_of(transfer.read), materialized.stage_of(transfer.write)
-    return Movement(tensor, phase, transfer.step, width, times, ends, why)
+    before, after = (materialized.stages.index(end.mesh) for end in (transfer.step.before, transfer.step.after))
+    return Movement(tensor, phase, transfer.step, width, times, (before, after), why)
 
 
 def _totals(movements: list[Movement], device: int) -> dict[StepKind, Fraction]:
@@ -197,6 +198,10 @@ def _totals(movements: list[Movement], device: int) -> dict[StepKind, Fraction]:
         if sent:
             totals[movement.kind] = totals.get(movement.kind, Fraction(0)) + sent
     return totals
+
+
+def _sum(one: Mapping[StepKind, Fraction], other: Mapping[StepKind, Fraction]) -> dict[StepKind, Fraction]:
+    return {kind: one.get(kind, Fraction(0)) + other.get(kind, Fraction(0)) for kind in {**one, **other}}
 
 
 def _held(layout: Layout, device: int) -> int:

@@ -18,8 +18,9 @@ from superscaler.ir.tensor import DTYPE_BYTES, Role
 from superscaler.planner.as_updated import brought_together, homes_as_updated, kept_as_updated
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.order import Order
+from superscaler.planner.pipeline import Pipeline
 from superscaler.planner.placement import PlacedGraph
-from superscaler.planner.rows import Row, find_rows
+from superscaler.planner.rows import Row, find_rows, pipeline_of
 from superscaler.planner.steps import Step, StepKind
 from superscaler.planner.transitions import find_path, path_seconds
 
@@ -110,6 +111,16 @@ class MaterializedGraph:
                     found[self.stages.index(mesh)].add(phase)
         return tuple(map(frozenset, found))
 
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """What a schedule is made for."""
+        edges: dict[tuple[int, int], None] = {}
+        for event in self.events[Phase.FORWARD]:
+            numbers = [self.stages.index(mesh) for mesh in self.meshes_of(event)]
+            if len(numbers) == 2:
+                edges[numbers[0], numbers[1]] = None
+        return pipeline_of(self.stages, self.rows, tuple(edges), self.stage_phases)
+
     def meshes_of(self, event: Event) -> tuple[Mesh, ...]:
         """The meshes whose devices take part in an event."""
         if isinstance(event, Run):
@@ -117,7 +128,9 @@ class MaterializedGraph:
         if isinstance(event, Transfer):
             step = event.step
             crosses = step.kind in (StepKind.SEND, StepKind.EXCHANGE)
-            return tuple(dict.fromkeys((step.before.mesh, step.after.mesh))) if crosses else (step.after.mesh,)
+            return (
+                tuple(dict.fromkeys((step.before.mesh, step.after.mesh))) if crosses else (step.after.mesh,)
+            )
         return (self.values[event.read].layout.mesh,)
 
 

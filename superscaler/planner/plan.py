@@ -6,13 +6,13 @@ from functools import cached_property
 
 from superscaler.errors import PlanError
 from superscaler.ir.graph import Graph, Operator, Phase, drop_unread
+from superscaler.ir.mesh import format_devices
 from superscaler.ir.size import Requirement
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.communication import Communication, find_communication
 from superscaler.planner.complete import complete
 from superscaler.planner.materialize import MaterializedGraph, Transfer, materialize
 from superscaler.planner.micro_batches import compute_sums_beforehand
-from superscaler.planner.pipeline import Pipeline
 from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.planner import Planner
 from superscaler.planner.recompute import recompute
@@ -111,14 +111,17 @@ def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> 
             planner = _decisions(split_graph, cluster, script)
     placed = complete(planner, maker.micro_batches)
     materialized = materialize(placed, cluster, planner.operator_orders)
-    schedule = maker(Pipeline.chain(len(materialized.stages), graph.is_training))
-    if len(schedule.rows) != len(materialized.stages):
+    schedule = maker(materialized.pipeline)
+    if len(schedule.rows) != len(materialized.rows):
         raise PlanError(
             f"the schedule {schedule.name!r} has {len(schedule.rows)} rows for "
-            f"{len(materialized.stages)} stages",
+            f"{len(materialized.rows)} groups of devices",
             where=planner.schedule_said_by,
-            remedy="give the schedule a row per stage, in the order of the forward pass: "
-            + "; ".join(map(str, materialized.stages)),
+            remedy="give the schedule a row per group of devices, in the order of the forward pass: "
+            + "; ".join(
+                f"{format_devices(row.devices)} (stage {', '.join(map(str, row.stages))})"
+                for row in materialized.rows
+            ),
         )
     return Plan(name, cluster, materialized, order_tasks(schedule, planner.task_orders))
 

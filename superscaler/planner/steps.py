@@ -25,7 +25,7 @@ class StepKind(StrEnum):
     MASK = "mask"
     """Local: the first device along an axis keeps its values, the others hold zeros."""
     SEND = "send"
-    """Device i of one mesh sends what it holds to device i of another of the same shape."""
+    """Device i of one mesh sends what it holds to device i of another of the same shape, or keeps it for that stage."""
     EXCHANGE = "exchange"
     """Exact intersections go point-to-point between any two layouts (`superscaler.planner.exchange`)."""
     ACCUMULATE = "accumulate"
@@ -49,7 +49,8 @@ class Step:
     @property
     def is_local(self) -> bool:
         """Whether no device needs anything of another."""
-        return self.kind in (StepKind.SLICE, StepKind.MASK, StepKind.ACCUMULATE)
+        is_handover = self.kind is StepKind.SEND and self.before.mesh.devices == self.after.mesh.devices
+        return is_handover or self.kind in (StepKind.SLICE, StepKind.MASK, StepKind.ACCUMULATE)
 
     @property
     def is_legal(self) -> bool:

@@ -101,7 +101,7 @@ def test_an_instruction_that_means_something_else(how, stage, phase, kind, chang
 @pytest.mark.parametrize(
     ("how", "stage", "phase", "kind", "message"),
     [
-        ("pp=2", 0, Phase.FORWARD, Send, "which is no other stage"),
+        ("pp=2", 0, Phase.FORWARD, Send, "waits for what no other stage sends"),
         ("pp=2", 1, Phase.FORWARD, Receive, "which nothing writes"),
         ("dp=2", 0, Phase.UPDATE, Store, "never stores the new value of 'wte.weight'"),
         (PIPELINE, 0, Phase.BACKWARD, Keep, "which nothing writes"),

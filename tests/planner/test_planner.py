@@ -90,7 +90,7 @@ def test_a_grid_for_other_stages_is_refused():
         p.assign(p.everything(), [0])
         p.order(parse_schedule("F0 B0\nF0 B0"))
 
-    with pytest.raises(PlanError, match="2 rows for 1 stages") as error:
+    with pytest.raises(PlanError, match="2 rows for 1 groups of devices") as error:
         script_plan(mlp_graph(), 1, script)
     assert "test_planner.py:" in error.value.where
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -70,13 +72,21 @@ def test_what_a_kind_cannot_do_is_refused(kind, before, axis, dim, from_dim):
     assert apply(kind, before, axis, dim, from_dim) is None
 
 
-def test_sends_go_to_other_devices_of_the_same_mesh_shape_only():
+def test_sends_go_to_a_mesh_of_the_same_shape_only():
     before = over(("dp",), ("tp",))
     there = Mesh((6, 7, 8, 9, 10, 11), GRID.axes, 2)
     after = apply(StepKind.SEND, before, target=Layout(there, (12, 24), ((), ())))
     assert after == Layout(there, (12, 24), (("dp",), ("tp",)))
-    for mesh in (Mesh((5, 6, 7, 8, 9, 10), GRID.axes, 2), Mesh((6, 7), (("dp", 2),), 2), GRID):
-        assert apply(StepKind.SEND, before, target=Layout(mesh, (12, 24), ((), ()))) is None
+    there = Mesh((6, 7), (("dp", 2),), 2)
+    assert apply(StepKind.SEND, before, target=Layout(there, (12, 24), ((), ()))) is None
+
+
+def test_handing_over_to_another_stage_on_the_same_devices_is_local():
+    before = over(("dp",), ("tp",))
+    for mesh, is_local in ((replace(GRID, chunk=1), True), (Mesh((5, 4, 3, 2, 1, 0), GRID.axes, 2), False)):
+        after = apply(StepKind.SEND, before, target=Layout(mesh, (12, 24), ((), ())))
+        assert after is not None
+        assert Step(StepKind.SEND, before, after).is_local is is_local
 
 
 def test_a_step_with_a_wrong_result_is_not_legal():
