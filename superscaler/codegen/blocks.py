@@ -15,6 +15,7 @@ from superscaler.codegen.program import (
     Instruction,
     Keep,
     Mask,
+    Part,
     Slice,
     reads_of,
     writes_of,
@@ -32,6 +33,7 @@ COUNTED = {"key"}
 class Call:
     """One run of instructions that is a call of a block."""
 
+    stage: int
     prefix: str
     """What its parameters' names begin with: ``h.3``."""
     instructions: tuple[Instruction, ...]
@@ -41,6 +43,11 @@ class Call:
     """Values of other instructions that it reads, in order of first use; stored and fed ones are not among them."""
     numbers: tuple[int, ...]
     """Its own integers among the arguments, such as the keys of dropouts."""
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Tells calls of one block apart."""
+        return self.stage, self.prefix
 
     def find(self, value: str) -> tuple[str, int] | None:
         """Where a value is: made inside or read from outside, and its number there."""
@@ -82,40 +89,41 @@ class Repeat:
 Item = Instruction | Repeat
 
 
-def find_blocks(stage: Stage, phase: Phase) -> tuple[list[Item], list[Block]]:
-    """A body with its repeated runs replaced by calls, and the blocks that are called."""
-    body = stage.bodies[phase]
-    modules = _modules(stage, body)
-    blocks: dict[tuple, Block] = {}
-    pending = [(0, len(body), 0)]
-    chosen: dict[int, tuple[int, Call, tuple]] = {}
+def find_blocks(stage: Stage, phase: Phase) -> tuple[dict[Part, list[Item]], list[Block]]:
+    """The bodies of a phase with their repeated runs replaced by calls, and the blocks that are called."""
+    parts = stage.parts(phase)
+    modules = {part: _modules(stage, stage.bodies[part]) for part in parts}
+    pending = [(part, 0, len(stage.bodies[part]), 0) for part in parts]
+    chosen: dict[tuple[Part, int], tuple[int, Call, tuple]] = {}
     while pending:
         runs, deeper = [], []
-        for start, stop, depth in pending:
-            for first, last, prefix in _runs(modules, start, stop, depth):
-                instructions = body[first:last]
-                call, key = _canonical(stage, prefix, instructions)
-                runs.append((first, last, depth, call, key))
+        for part, start, stop, depth in pending:
+            for first, last, prefix in _runs(modules[part], start, stop, depth):
+                call, key = _canonical(stage, part, prefix, stage.bodies[part][first:last])
+                runs.append((part, first, last, depth, call, key))
         counts: dict[tuple, int] = {}
         for *_, key in runs:
             counts[key] = counts.get(key, 0) + 1
-        for first, last, depth, call, key in runs:
+        for part, first, last, depth, call, key in runs:
             if counts[key] > 1 and _weight(call.instructions) >= SMALLEST:
-                chosen[first] = last, call, key
+                chosen[part, first] = last, call, key
             else:
-                deeper.append((first, last, depth + 1))
+                deeper.append((part, first, last, depth + 1))
         pending = deeper
-    items: list[Item] = []
-    position = 0
-    while position < len(body):
-        if position not in chosen:
-            items.append(body[position])
-            position += 1
-            continue
-        position, call, key = (chosen[position][0], *chosen[position][1:])
-        block = blocks.setdefault(key, Block(phase))
-        block.calls.append(call)
-        items.append(Repeat(block, call))
+    blocks: dict[tuple, Block] = {}
+    items: dict[Part, list[Item]] = {}
+    for part in parts:
+        items[part] = []
+        position, body = 0, stage.bodies[part]
+        while position < len(body):
+            if (part, position) not in chosen:
+                items[part].append(body[position])
+                position += 1
+                continue
+            position, call, key = chosen[part, position]
+            block = blocks.setdefault(key, Block(phase))
+            block.calls.append(call)
+            items[part].append(Repeat(block, call))
     return items, list(blocks.values())
 
 
@@ -161,7 +169,9 @@ def _weight(instructions: Iterable[Instruction]) -> int:
     )
 
 
-def _canonical(stage: Stage, prefix: str, instructions: Sequence[Instruction]) -> tuple[Call, tuple]:
+def _canonical(
+    stage: Stage, part: Part, prefix: str, instructions: Sequence[Instruction]
+) -> tuple[Call, tuple]:
     """The run as a call, and a key that is equal for calls of one block."""
     inside: dict[str, int] = {}
     outside: dict[str, int] = {}
@@ -184,7 +194,8 @@ def _canonical(stage: Stage, prefix: str, instructions: Sequence[Instruction]) -
             return key, "number", value - numbers[0]
         return key, repr(value)
 
-    key: list[object] = []
+    mesh = own.stages[part.stage]
+    key: list[object] = [(mesh.axes, *(stage.axis_variable(mesh, name) for name in mesh.names))]
     for instruction in instructions:
         reads = tuple(map(name, reads_of(instruction)))
         extra: tuple = ()
@@ -211,7 +222,9 @@ def _canonical(stage: Stage, prefix: str, instructions: Sequence[Instruction]) -
         key.append((type(instruction).__name__, reads, extra, tuple(shapes)))
     for value in outside:
         key.append((stage.value(value).shape, stage.value(value).dtype))
-    return Call(prefix, tuple(instructions), tuple(inside), tuple(outside), tuple(numbers)), tuple(key)
+    return Call(
+        part.stage, prefix, tuple(instructions), tuple(inside), tuple(outside), tuple(numbers)
+    ), tuple(key)
 
 
 def _within(name: str, prefix: str) -> tuple[bool, str]:

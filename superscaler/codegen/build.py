@@ -58,7 +58,7 @@ PAGE = "plan.txt"
 
 
 def _write_files(plan: Plan, programs: Sequence[Program], folder: Path, reference: str) -> None:
-    sources = {f"stage{program.stage}.py": emit(plan, program) for program in programs}
+    sources = {f"stage{program.row}.py": emit(plan, program) for program in programs}
     entry = entry_name(plan)
     sources[entry] = _entry(plan, entry)
     sources |= operator_sources(plan.graph)

@@ -1,19 +1,21 @@
-"""Emit: one stage as a Python file that `torchrun` can run and a person can read."""
+"""Emit: one program as a Python file that `torchrun` can run and a person can read."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from superscaler.codegen.emit_phases import Emitted, Phases, emit_phases
 from superscaler.codegen.emit_update import emit_update
+from superscaler.codegen.loops import REPEATED
 from superscaler.codegen.name_tables import NameTables
 from superscaler.codegen.operator_files import defined_by
 from superscaler.codegen.plan_file import entry_name
-from superscaler.codegen.program import Compute, Exchange, Program, Send
+from superscaler.codegen.program import Compute, Exchange, Part, Program, Send
 from superscaler.codegen.source_lines import INDENT, WIDTH, statement
 from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase
 from superscaler.ir.mesh import TIME, format_devices
 from superscaler.planner.plan import Plan
+from superscaler.planner.schedule import Task
 from superscaler.planner.show import axes_cut
 
 _ACCUMULATE = '''def accumulate(sums, name, value):
@@ -23,12 +25,12 @@ _ACCUMULATE = '''def accumulate(sums, name, value):
 
 
 def emit(plan: Plan, program: Program) -> str:
-    """The source of one stage's program."""
+    """The source of one row's program."""
     stage, tables = Stage(plan, program), NameTables()
     phases = emit_phases(stage)
     functions, returned = list(phases.functions), ()
     update = None
-    if stage.bodies[Phase.UPDATE]:
+    if stage.bodies[Part(Phase.UPDATE)]:
         prepared = dict(zip(phases.prepared_values, phases.prepared, strict=True))
         update, returned = emit_update(stage, tables, prepared)
         functions.append(update)
@@ -66,25 +68,38 @@ def _imports(body: str, definitions: Sequence[str]) -> str:
 def _docstring(stage: Stage) -> str:
     """Which model, plan and devices; what is cut over which mesh axis; how to run and read it."""
     program, plan = stage.program, stage.plan
-    stages = len(plan.materialized.stages)
-    ranks = f"rank{'s' if len(program.mesh.devices) > 1 else ''} {format_devices(program.mesh.devices)}"
-    part = f", stage {program.stage} of {stages}" if stages > 1 else ""
+    count = len(plan.materialized.stages)
+    ranks = f"rank{'s' if len(program.devices) > 1 else ''} {format_devices(program.devices)}"
+    numbers = ", ".join(map(str, program.stages))
+    part = f", stage{'s' if len(program.stages) > 1 else ''} {numbers} of {count}" if count > 1 else ""
     lines = [
         f'"""{stage.graph.name} under the plan {plan.name}{part}: what {ranks} run{"s" * (ranks[4] != "s")}.',
         "",
     ]
     lines += [f"{INDENT}torchrun --nproc-per-node {plan.num_devices} {entry_name(plan)}", ""]
-    placed = plan.placed.placements
-    here = [o for o in stage.graph.operators if placed[o.name].mesh == program.mesh]
-    for name, size in program.mesh.axes:
-        cut = [re.sub(r" \(\d+ operators\)$", "", text) for text in axes_cut(plan, here, name)]
-        lines += _wrapped(f"{name}: {size} devices, cuts {', '.join(cut) or 'nothing: replicas'}.")
+    for text in _cuts(stage):
+        lines += _wrapped(text)
     if stage.micro_batches > 1:
         lines += _wrapped(f"{TIME}: {stage.micro_batches} micro-batches, one after another, cut the batch.")
     lines += _wrapped(
         "p, state and grads map names to this rank's pieces; comments show local shapes, and why ranks communicate."
     )
     return "\n".join([*lines, '"""', ""])
+
+
+def _cuts(stage: Stage) -> list[str]:
+    """A sentence per mesh axis: what it cuts in the stages that are here."""
+    placed = stage.plan.placed.placements
+    cuts: dict[tuple[str, int], dict[str, None]] = {}
+    for mesh in stage.program.stages.values():
+        here = [o for o in stage.graph.operators if placed[o.name].mesh == mesh]
+        for name, size in mesh.axes:
+            cut = [re.sub(r" \(\d+ operators\)$", "", text) for text in axes_cut(stage.plan, here, name)]
+            cuts.setdefault((stage.axis_variable(mesh, name), size), {}).update(dict.fromkeys(cut))
+    return [
+        f"{name}: {size} devices, cuts {', '.join(cut) or 'nothing: replicas'}."
+        for (name, size), cut in cuts.items()
+    ]
 
 
 def _wrapped(text: str) -> list[str]:
@@ -101,7 +116,7 @@ def _wrapped(text: str) -> list[str]:
 def _schedule_table(stage: Stage) -> list[str]:
     if not _needs_table(stage):
         return []
-    words = " ".join(map(str, stage.program.tasks))
+    words = " ".join(_word(stage, task) for task in stage.program.tasks)
     if len(words) + 20 <= WIDTH:
         return [f'SCHEDULE = "{words}"']
     lines = [f'{INDENT}"{line} "' for line in _lines_of(words, WIDTH - 10)]
@@ -119,14 +134,21 @@ def _lines_of(words: str, width: int) -> list[str]:
     return [*lines, line]
 
 
+def _word(stage: Stage, task: Task) -> str:
+    """A task as the table writes it: ``F3``, or ``2F3`` where there are several stages."""
+    return f"{task.stage}{task}" if stage.hosts_several else str(task)
+
+
 def _needs_table(stage: Stage) -> bool:
-    return len(stage.program.tasks) > 2 and any(task.phase is Phase.BACKWARD for task in stage.program.tasks)
+    phases = {task.phase for task in stage.program.tasks}
+    is_several = stage.hosts_several or Phase.WEIGHT in phases
+    return is_several or (len(stage.program.tasks) > 2 and Phase.BACKWARD in phases)
 
 
 def _step(stage: Stage, phases: Phases, update: Emitted | None, returned: Sequence[str]) -> Emitted:
     """``train_step`` or ``infer_step``: the phases in the order of the schedule."""
     is_training = stage.graph.is_training
-    emitted = [*phases.by_phase.values(), *([update] if update else [])]
+    emitted = [*phases.by_part.values(), *([update] if update else [])]
     uses = {name for function in emitted for name in function.parameters}
     lines = ["@torch.no_grad()"]
     if is_training:
@@ -142,7 +164,7 @@ def _step(stage: Stage, phases: Phases, update: Emitted | None, returned: Sequen
     dicts = [name for name in ("grads", "kept") if name in uses]
     if dicts:
         lines += statement(f"{', '.join(dicts)} = {', '.join(['{}'] * len(dicts))}")
-    prepare = phases.by_phase.get(Phase.PREPARE)
+    prepare = phases.by_part.get(Part(Phase.PREPARE))
     if prepare is not None:
         targets = ", ".join(phases.prepared) + ("," if len(phases.prepared) == 1 else "")
         lines += statement(f"{targets} = {_call(prepare, 'micro_batches[0]')}")
@@ -162,19 +184,21 @@ def _call(function: Emitted, batch: str = "batch", saved: str = "saved", mb: str
 
 
 def _tasks(stage: Stage, phases: Phases) -> list[str]:
-    """Forward and backward tasks: in a line, in a loop, or by the table."""
-    forward, backward = phases.by_phase.get(Phase.FORWARD), phases.by_phase.get(Phase.BACKWARD)
-    if forward is None and backward is None:
+    """Tasks of micro-batches: in a line, in a loop, or by the table."""
+    parts = {part: function for part, function in phases.by_part.items() if part.phase.is_repeated}
+    if not parts:
         return []
     if _needs_table(stage):
-        return _table_loop(phases, forward, backward)
+        return _table_loop(stage, phases, parts)
+    forward = next((f for part, f in parts.items() if part.phase is Phase.FORWARD), None)
+    backward = next((f for part, f in parts.items() if part.phase is Phase.BACKWARD), None)
     lines: list[str] = []
     if stage.micro_batches == 1:
         lines += statement("batch = micro_batches[0]") if _uses_batch(forward, backward) else []
         if forward is not None:
             call = _call(forward, mb="0")
             target = "results = " if phases.returned else ""
-            lines += statement(f"saved = [{call}]" if phases.returns_saved else f"{target}{call}")
+            lines += statement(f"saved = [{call}]" if phases.saving else f"{target}{call}")
         if backward is not None:
             lines += statement(_call(backward, saved="saved.pop()", mb="0"))
         return lines
@@ -193,24 +217,36 @@ def _uses_batch(*functions: Emitted | None) -> bool:
     return any(function is not None and "batch" in function.parameters for function in functions)
 
 
-def _table_loop(phases: Phases, forward: Emitted | None, backward: Emitted | None) -> list[str]:
-    lines = [f"{INDENT}saved = {{}}"] if phases.returns_saved else []
-    lines += [f"{INDENT}for task in SCHEDULE.split():", f"{INDENT * 2}phase, mb = task[0], int(task[1:])"]
-    branches = [
-        (
-            "F",
-            _call(forward, "micro_batches[mb]") if forward else "",
-            "saved[mb] = " if phases.returns_saved else "",
-        ),
-        ("B", _call(backward, "micro_batches[mb]", "saved.pop(mb)") if backward else "", ""),
-    ]
+def _table_loop(stage: Stage, phases: Phases, parts: Mapping[Part, Emitted]) -> list[str]:
+    lines = [f"{INDENT}saved = {{}}"] if phases.saving else []
+    lines += [f"{INDENT}{_results_of(phases, part)} = []" for part in phases.returned]
+    lines.append(f"{INDENT}for task in SCHEDULE.split():")
+    if stage.hosts_several:
+        lines += [
+            f'{INDENT * 2}what = task.rstrip("0123456789")',
+            f"{INDENT * 2}mb = int(task.removeprefix(what))",
+        ]
+    else:
+        lines.append(f"{INDENT * 2}phase, mb = task[0], int(task[1:])")
     word = "if"
-    for letter, call, target in branches:
-        if call:
-            lines.append(f'{INDENT * 2}{word} phase == "{letter}":')
-            lines += statement(target + call, indent=3)
-            word = "elif"
+    for part in sorted(parts, key=lambda part: (part.stage, REPEATED.index(part.phase))):
+        key = f"{part.stage}, mb" if stage.hosts_several else "mb"
+        popped = f"({key})" if stage.hosts_several else key
+        call = _call(parts[part], "micro_batches[mb]", f"saved.pop({popped})")
+        if part in phases.saving:
+            call = f"saved[{key}] = {call}"
+        elif part in phases.returned:
+            call = f"{_results_of(phases, part)}.append({call})"
+        name = f"{part.stage}{part.phase}" if stage.hosts_several else str(part.phase)
+        lines.append(f'{INDENT * 2}{word} {"what" if stage.hosts_several else "phase"} == "{name}":')
+        lines += statement(call, indent=3)
+        word = "elif"
     return lines
+
+
+def _results_of(phases: Phases, part: Part) -> str:
+    """The list of what a forward returned for each micro-batch."""
+    return "results" if len(phases.returned) == 1 else f"results_{part.stage}"
 
 
 def _results(names: Sequence[str]) -> str:
@@ -220,7 +256,7 @@ def _results(names: Sequence[str]) -> str:
 def _outputs(stage: Stage, phases: Phases, returned: Sequence[str]) -> list[str]:
     """The entries of the dict a step returns."""
     entries = []
-    forward = list(phases.returned)
+    owner = {name: part for part, names in phases.returned.items() for name in names}
     for number, (name, value) in enumerate(stage.program.outputs.items()):
         key = "loss" if stage.graph.is_training and number == 0 else name
         if value in stage.kept:
@@ -229,8 +265,10 @@ def _outputs(stage: Stage, phases: Phases, returned: Sequence[str]) -> list[str]
         elif name in returned:
             index = list(returned).index(name)
             text = "output" if len(returned) == 1 else f"output_{index}"
-        elif name in forward:
-            text = _gathered(stage, value, forward.index(name), len(forward))
+        elif name in owner:
+            names = phases.returned[owner[name]]
+            text = _gathered(stage, value, names.index(name), len(names))
+            text = re.sub(r"\bresults\b", _results_of(phases, owner[name]), text)
         else:
             continue
         entries.append(f'"{key}": {text}')
@@ -241,7 +279,7 @@ def _gathered(stage: Stage, value: str, index: int, count: int) -> str:
     """An output of all micro-batches."""
     item = "result" if count == 1 else f"result[{index}]"
     if stage.micro_batches == 1:
-        return item.replace("result", "results")
+        return item.replace("result", "results[0]" if _needs_table(stage) else "results")
     layout, position = stage.value(value).layout, 0
     for dim, parts in enumerate(stage.plan.placed.axes.dims[stage.value(value).tensor]):
         if any(TIME in layout.cuts[position + i] for i in range(len(parts))):

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from superscaler.codegen.blocks import Block, Call
 from superscaler.codegen.function import Function
-from superscaler.codegen.loops import Bodies, Loop, Signature, find_bodies, item_reads
+from superscaler.codegen.loops import REPEATED, Bodies, Loop, find_bodies, item_reads
+from superscaler.codegen.program import Part
 from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase
 
@@ -15,8 +16,21 @@ NAMES = {
     Phase.PREPARE: "prepare",
     Phase.FORWARD: "forward",
     Phase.BACKWARD: "backward",
+    Phase.WEIGHT: "weight",
     Phase.UPDATE: "update",
 }
+_WHAT = {
+    Phase.FORWARD: "Forward",
+    Phase.BACKWARD: "Backward",
+    Phase.WEIGHT: "Gradients of the weights",
+}
+_LATER = {Phase.FORWARD: "backward reads", Phase.BACKWARD: "weight gradients read"}
+_SAVED = {
+    Phase.FORWARD: ("_forward", "s"),
+    Phase.BACKWARD: ("_backward", "s_weight"),
+    Phase.WEIGHT: ("_weight", ""),
+}
+"""Per phase what the name of a block ends with, and of the dict that holds what its calls saved."""
 _FREE_FROM = 8
 """Values of at least this fraction of the largest are deleted before a loop begins."""
 
@@ -37,17 +51,18 @@ class Phases:
 
     functions: tuple[Emitted, ...]
     """In the order in which they stand in the file."""
-    by_phase: dict[Phase, Emitted]
+    by_part: dict[Part, Emitted]
     prepared: tuple[str, ...]
     """Names of the values ``prepare`` returns."""
     prepared_values: tuple[str, ...]
-    returns_saved: bool
-    returned: tuple[str, ...]
-    """Graph outputs that ``forward`` returns; for inference."""
+    saving: frozenset[Part]
+    """Those whose functions return what the next phase of their stage takes as ``saved``."""
+    returned: dict[Part, tuple[str, ...]]
+    """Graph outputs that a function returns; for inference."""
 
 
 def emit_phases(stage: Stage) -> Phases:
-    """Write the functions of a stage but for its update."""
+    """Write the functions of a program but for its update."""
     return _Writer(stage).write()
 
 
@@ -59,54 +74,71 @@ class _Writer:
         written = stage.written_in
         self.prepared = tuple(
             name
-            for name, phase in written.items()
-            if phase is Phase.PREPARE
+            for name, part in written.items()
+            if part.phase is Phase.PREPARE
             and name not in stage.kept
-            and any(by is not Phase.PREPARE for by, _ in stage.readers.get(name, ()))
+            and any(by.phase is not Phase.PREPARE for by, _ in stage.readers.get(name, ()))
         )
         self.prepared_names: dict[str, str] = {}
-        self.crossing_names: list[str] = []
-        sizes = [
-            stage.num_bytes(name)
-            for name, phase in written.items()
-            if phase in (Phase.FORWARD, Phase.BACKWARD)
-        ]
+        self.names: dict[str, str] = {}
+        """What the function that makes a value calls it, for those that take it up."""
+        sizes = [stage.num_bytes(name) for name, part in written.items() if part.phase.is_repeated]
         self.least_bytes = max(sizes, default=0) // _FREE_FROM
 
     def write(self) -> Phases:
-        stage, functions, by_phase = self.stage, [], {}
-        if stage.bodies[Phase.PREPARE]:
-            by_phase[Phase.PREPARE] = self._prepare()
-            functions.append(by_phase[Phase.PREPARE])
-        for phase in (Phase.FORWARD, Phase.BACKWARD):
+        stage, functions, by_part = self.stage, [], {}
+        whole = Part(Phase.PREPARE)
+        if stage.bodies[whole]:
+            by_part[whole] = self._prepare()
+            functions.append(by_part[whole])
+        for phase in REPEATED:
             for block in self.bodies.blocks[phase]:
                 self.emitted[id(block)] = self._block(block)
                 functions.append(self.emitted[id(block)][0])
-            if self.bodies.steps[phase]:
-                by_phase[phase] = self._forward() if phase is Phase.FORWARD else self._backward()
-                functions.append(by_phase[phase])
-        outputs = tuple(name for name, value in stage.program.outputs.items() if self._is_returned(value))
+            for part in stage.parts(phase):
+                if self.bodies.steps[part]:
+                    by_part[part] = self._body(part)
+                    functions.append(by_part[part])
+        returned = {part: self._returned(part) for part in by_part if part.phase is Phase.FORWARD}
         return Phases(
             tuple(functions),
-            by_phase,
+            by_part,
             tuple(self.prepared_names[name] for name in self.prepared),
             self.prepared,
-            self._saves,
-            outputs,
+            frozenset(part for part in by_part if self._next(part) and any(self._saved(self._next(part)))),
+            {
+                part: tuple(name for name, value in stage.program.outputs.items() if value in values)
+                for part, values in returned.items()
+                if values
+            },
         )
 
-    @property
-    def _saves(self) -> bool:
-        return bool(self.bodies.crossing or self._saved_dicts())
+    def _returned(self, part: Part) -> list[str]:
+        """The values a forward returns as outputs."""
+        return [
+            value
+            for value in self.stage.program.outputs.values()
+            if self.stage.written_in.get(value) == part and value not in self.stage.kept
+        ]
 
-    def _is_returned(self, value: str) -> bool:
-        return self.stage.written_in.get(value) is Phase.FORWARD and value not in self.stage.kept
+    def _next(self, part: Part) -> Part | None:
+        """The next phase of the same stage that has something to do."""
+        later = REPEATED[REPEATED.index(part.phase) + 1 :] if part.phase.is_repeated else ()
+        parts = (Part(phase, part.stage) for phase in later)
+        return next((other for other in parts if self.bodies.steps.get(other)), None)
+
+    def _saved(self, part: Part | None) -> tuple[list[str], list[str]]:
+        """What a body takes as ``saved``: values, and names of the dicts that hold what blocks saved."""
+        if part is None:
+            return [], []
+        return self.bodies.crossing.get(part, []), list(map(self._dict_name, self.bodies.saved_for(part)))
 
     # functions
 
     def _prepare(self) -> Emitted:
-        function = Function(self.stage, "prepare")
-        function.run(self.stage.bodies[Phase.PREPARE], self.prepared)
+        mesh = next(iter(self.stage.program.stages.values()))
+        function = Function(self.stage, mesh, "prepare")
+        function.run(self.stage.bodies[Part(Phase.PREPARE)], self.prepared)
         self.prepared_names = {name: function.scope.names[name] for name in self.prepared}
         parameters = [name for name in ORDER if name in function.needs]
         result = _tuple([self.prepared_names[name] for name in self.prepared])
@@ -116,85 +148,92 @@ class _Writer:
     def _block(self, block: Block) -> tuple[Emitted, Function]:
         call, signature = block.calls[0], self.bodies.signature(block)
         numbers = call.numbers if len({c.numbers[:1] for c in block.calls}) > 1 else ()
-        function = Function(self.stage, block.name, call.prefix, numbers)
+        mesh = self.stage.program.stages[call.stage]
+        function = Function(self.stage, mesh, block.name, call.prefix, numbers)
         arguments = [function.argument(call.outside[number]) for number in signature.arguments(call)]
         if signature.partner is not None and signature.unpacked:
             function.use("saved")
-            function.unpack(self._unpacked(function, call, signature), "saved")
+            function.unpack(self._unpacked(function, call, block), "saved")
         outputs = [call.inside[number] for number in signature.outputs]
-        saved = [call.at(place) for place in signature.saved]
+        saved = [self.bodies.value(call, block, place) for place in signature.saved]
         function.run(call.instructions, {*outputs, *saved})
         results = [str(function.read(name)) for name in outputs]
         if saved:
             results.append(_tuple([str(function.read(name)) for name in saved], brackets=True))
         parameters = arguments + [name for name in ORDER if name in function.needs]
-        where = f"`{block.pattern}`"
-        what = "Forward of" if block.phase is Phase.FORWARD else "Backward of"
-        ending = "; also returns what its backward reads" if saved else ""
+        docstring = f"{_WHAT[block.phase]} of `{block.pattern}`"
+        if saved:
+            docstring += f"; also returns what its {_LATER[block.phase]}"
         if block.phase is Phase.BACKWARD and any(map(self.stage.is_again, call.instructions)):
-            ending += ", which runs its forward again"
-        docstring = f"{what} {where}{ending}."
-        lines = function.source(parameters, docstring, ", ".join(results))
+            docstring += ", which runs its forward again"
+        lines = function.source(parameters, f"{docstring}.", ", ".join(results))
         return Emitted(block.name, tuple(parameters), tuple(lines), frozenset(function.needs)), function
 
-    def _unpacked(self, function: Function, call: Call, signature: Signature) -> list[str]:
-        """Names for what the forward block saved, by preference its own."""
-        assert signature.partner is not None
-        forward = self.emitted[id(signature.partner)][1].scope.names
+    def _unpacked(self, function: Function, call: Call, block: Block) -> list[str]:
+        """Names for what the partner saved, by preference its own."""
+        signature = self.bodies.signature(block)
+        partner = signature.partner
+        assert partner is not None
+        theirs = self.emitted[id(partner)][1].scope.names
         places = {place: number for number, place in signature.unpacked.items()}
+        passed = {place for kind, place in signature.saved if kind == "passed"}
+        source = next(other for other in partner.calls if other.key == call.key)
+        first = partner.calls[0]
         names = []
-        for place, source in enumerate(self.bodies.signature(signature.partner).saved):
-            own = forward.get(signature.partner.calls[0].at(source), "")
-            names.append(function.argument(call.outside[places[place]], own) if place in places else "_")
+        for place, kept in enumerate(self.bodies.signature(partner).saved):
+            own = theirs.get(self.bodies.value(first, partner, kept), "")
+            if place in places:
+                names.append(function.argument(call.outside[places[place]], own))
+            elif place in passed:
+                names.append(function.argument(self.bodies.value(source, partner, kept), own))
+            else:
+                names.append("_")
         return names
 
-    def _forward(self) -> Emitted:
-        function = self._start(Phase.FORWARD)
-        blocks = self._saved_dicts()
-        for name in blocks:
-            function.add(f"{name} = {{}}")
-        returned = [value for value in self.stage.program.outputs.values() if self._is_returned(value)]
-        self._run(function, Phase.FORWARD, {*self.bodies.crossing, *returned})
-        parts = [str(function.read(name)) for name in returned]
-        if self._saves:
-            names = [function.scope.names[name] for name in self.bodies.crossing]
-            self.crossing_names = names
-            parts.append(_tuple([*names, *blocks], brackets=bool(parts)))
-        text = ", ".join(parts) if parts else ""
-        return self._finish(function, Phase.FORWARD, "Forward of one micro-batch.", text)
-
-    def _backward(self) -> Emitted:
-        function = self._start(Phase.BACKWARD)
-        blocks = self._saved_dicts()
-        if self._saves:
-            pairs = zip(self.bodies.crossing, self.crossing_names, strict=True)
-            names = [function.argument(value, name) for value, name in pairs]
+    def _body(self, part: Part) -> Emitted:
+        """The function of one phase of one stage."""
+        function = self._start(part)
+        values, dicts = self._saved(part)
+        if values or dicts:
+            names = [function.argument(value, self.names.get(value, "")) for value in values]
             function.use("saved")
-            function.unpack([*names, *blocks], "saved")
-            function.add("del saved")
-        for name, (call, block, place) in self.bodies.inside_saved.items():
+            function.unpack([*names, *dicts], "saved")
+            if part.phase is not Phase.FORWARD:
+                function.add("del saved")
+        for name in map(self._dict_name, self.bodies.saving(part)):
+            function.add(f"{name} = {{}}")
+        for name, (call, block, place) in self.bodies.inside_saved.get(part, {}).items():
             function.special[name] = f'{self._dict_name(block)}["{call.prefix}"][{place}]'
-        self._run(function, Phase.BACKWARD, set())
-        return self._finish(function, Phase.BACKWARD, "Backward of one micro-batch.", "")
+        returned = self._returned(part) if part.phase is Phase.FORWARD else []
+        later, later_dicts = self._saved(self._next(part))
+        self._run(function, part, {*later, *returned})
+        results = [str(function.read(name)) for name in returned]
+        if later or later_dicts:
+            own = [str(function.read(value)) for value in later]
+            self.names |= {
+                value: function.scope.names[value] for value in later if value in function.scope.names
+            }
+            results.append(_tuple([*own, *later_dicts], brackets=bool(results)))
+        whose = f" in stage {part.stage}" if self.stage.hosts_several else ""
+        docstring = f"{_WHAT[part.phase]} of one micro-batch{whose}."
+        parameters = [name for name in ORDER if name in function.needs]
+        parameters += [name for name in self.prepared_names.values() if name in function.used]
+        lines = function.source(parameters, docstring, ", ".join(results))
+        return Emitted(function.name, tuple(parameters), tuple(lines), frozenset(function.needs))
 
-    def _start(self, phase: Phase) -> Function:
-        function = Function(self.stage, NAMES[phase])
+    def _start(self, part: Part) -> Function:
+        suffix = f"_{part.stage}" if self.stage.hosts_several else ""
+        function = Function(self.stage, self.stage.program.stages[part.stage], NAMES[part.phase] + suffix)
         for value, name in self.prepared_names.items():
-            if any(by is phase for by, _ in self.stage.readers[value]):
+            if any(by == part for by, _ in self.stage.readers[value]):
                 function.scope.bind(value, name)
                 function.use(name)
         return function
 
-    def _finish(self, function: Function, phase: Phase, docstring: str, result: str) -> Emitted:
-        parameters = [name for name in ORDER if name in function.needs]
-        parameters += [name for name in self.prepared_names.values() if name in function.used]
-        lines = function.source(parameters, docstring, result)
-        return Emitted(NAMES[phase], tuple(parameters), tuple(lines), frozenset(function.needs))
-
     # loops
 
-    def _run(self, function: Function, phase: Phase, outputs: set[str]) -> None:
-        steps = self.bodies.steps[phase]
+    def _run(self, function: Function, part: Part, outputs: set[str]) -> None:
+        steps = self.bodies.steps[part]
         function.run(steps, outputs, self._reads, lambda step: self._loop(function, step))
 
     def _reads(self, step: object) -> Sequence[str]:
@@ -276,22 +315,16 @@ class _Writer:
             partner = self.bodies.signature(loop.block).partner
             assert partner is not None
             users = [
-                b for b in self.bodies.blocks[Phase.BACKWARD] if self.bodies.signature(b).partner is partner
+                b for b in self.bodies.blocks[loop.block.phase] if self.bodies.signature(b).partner is partner
             ]
             stays = self.bodies.signature(partner).keep_saved or len(users) > 1
             return f"{self._dict_name(partner)}[{at}]" if stays else f"{self._dict_name(partner)}.pop({at})"
         return name
 
     def _dict_name(self, block: Block) -> str:
-        return block.name.removesuffix("_forward") + "s"
-
-    def _saved_dicts(self) -> list[str]:
-        """Names of the dicts that hold what blocks saved."""
-        return [
-            self._dict_name(block)
-            for block in self.bodies.blocks[Phase.FORWARD]
-            if self.bodies.signature(block).saved
-        ]
+        """The dict that holds what the calls of a block saved."""
+        ending, plural = _SAVED[block.phase]
+        return block.name.removesuffix(ending) + plural
 
 
 def _affine(layers: Sequence[int], numbers: Sequence[int]) -> str:

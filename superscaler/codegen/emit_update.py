@@ -8,7 +8,16 @@ from superscaler.codegen.expressions import literal
 from superscaler.codegen.function import Function
 from superscaler.codegen.group import LISTED, Group, group_update
 from superscaler.codegen.name_tables import NameTables
-from superscaler.codegen.program import Collective, Compute, Instruction, Slice, Store, reads_of, writes_of
+from superscaler.codegen.program import (
+    Collective,
+    Compute,
+    Instruction,
+    Part,
+    Slice,
+    Store,
+    reads_of,
+    writes_of,
+)
 from superscaler.codegen.source_lines import INDENT, statement
 from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase, Ref
@@ -43,7 +52,7 @@ class _Writer:
     def __init__(self, stage: Stage, tables: NameTables, prepared: dict[str, str]) -> None:
         self.stage, self.tables, self.prepared = stage, tables, prepared
         self.update = group_update(stage)
-        self.function = Function(stage, "update")
+        self.function = Function(stage, next(iter(stage.program.stages.values())), "update")
         self.places: dict[str, Place] = {}
         self.skipped: set[int] = set()
         self.lists: dict[tuple[str, ...], str] = {}
@@ -59,13 +68,13 @@ class _Writer:
         if len(self.parameters) > _FEW:
             self.tables.define("PARAMETERS", self.parameters)
         for value, name in self.prepared.items():
-            if any(by is Phase.UPDATE for by, _ in stage.readers[value]):
+            if any(by.phase is Phase.UPDATE for by, _ in stage.readers[value]):
                 function.scope.bind(value, name)
                 function.use(name)
         outputs = {
             name: value
             for name, value in stage.program.outputs.items()
-            if stage.written_in[value] is Phase.UPDATE
+            if stage.written_in[value].phase is Phase.UPDATE
         }
         function.run(self.update.groups, set(outputs.values()), self._reads, self._group)
         results = [str(function.read(value)) for value in outputs.values()]
@@ -85,7 +94,7 @@ class _Writer:
     @cached_property
     def _updated(self) -> frozenset[str]:
         """The stored values an optimizer works on, whole or as a slice."""
-        sources = {i.write: i.read for i in self.stage.bodies[Phase.UPDATE] if isinstance(i, Slice)}
+        sources = {i.write: i.read for i in self.stage.bodies[Part(Phase.UPDATE)] if isinstance(i, Slice)}
         return frozenset(sources.get(operand, operand) for operand in self.update.in_place.values())
 
     def _reads(self, group: Group) -> tuple[str, ...]:
@@ -161,6 +170,7 @@ class _Writer:
             return
         instructions.sort(key=self._rank)
         first = instructions[0]
+        self.function.sizes.mesh = self.stage.program.mesh_of(first)
         if isinstance(first, Collective):
             words = {StepKind.ALL_REDUCE: "REDUCED", StepKind.REDUCE_SCATTER: "SCATTERED"}
             self.suggestion = words.get(first.step.kind, "GATHERED")

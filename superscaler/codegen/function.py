@@ -22,6 +22,7 @@ from superscaler.codegen.sizes import Sizes
 from superscaler.codegen.source_lines import INDENT, WIDTH, statement
 from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Ref
+from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import Role
 from superscaler.planner.reasons import reason
 from superscaler.planner.steps import StepKind
@@ -53,16 +54,19 @@ class Function:
 
     Args:
         stage: The program it is part of.
+        mesh: In whose coordinates it counts; of a function for several stages, of any.
         name: Of the function.
         prefix: For a block: the part of parameters' names that is the argument ``at``.
         numbers: For a block whose calls count: the first call's numbers, relative to which ``key`` counts.
     """
 
-    def __init__(self, stage: Stage, name: str, prefix: str = "", numbers: Sequence[int] = ()) -> None:
+    def __init__(
+        self, stage: Stage, mesh: Mesh, name: str, prefix: str = "", numbers: Sequence[int] = ()
+    ) -> None:
         self.stage, self.name, self.prefix, self.numbers = stage, name, prefix, numbers
         symbols = name_symbols(stage)
-        self.sizes = Sizes(stage.program.mesh, stage.cuts, symbols)
-        self.scope = Scope((*RESERVED, *stage.program.mesh.names, *symbols.values()))
+        self.sizes = Sizes(mesh, stage.cuts, symbols, stage.named_axis)
+        self.scope = Scope((*RESERVED, *stage.axis_variables, *symbols.values()))
         self.lines: list[str] = []
         self.used: set[str] = set()
         self.special: dict[str, str] = {}
@@ -182,6 +186,8 @@ class Function:
 
     def write(self, instruction: Instruction, following: Any) -> None:
         """Append one instruction; `following` is the next one, where it may be joined with it."""
+        mesh = self.stage.program.mesh_of(instruction)
+        self.sizes.mesh = mesh
         match instruction:
             case Compute():
                 self._compute(instruction, following)
@@ -195,26 +201,36 @@ class Function:
                 self._mask(instruction, following)
             case Send(read=read, stage=stage):
                 self.use("rt")
-                self.add(f"rt.send({self.read(read)}, {stage})", f"to stage {stage} {self.shape(read)}")
-            case Receive(write=write, stage=stage):
+                own = f", source={self.stage.number(mesh)}" if self.stage.hosts_several else ""
+                self.add(f"rt.send({self.read(read)}, {stage}{own})", f"to stage {stage} {self.shape(read)}")
+            case Receive(step=step, write=write, stage=stage):
                 self.use("rt")
                 value = self.stage.value(write)
                 shape = self.sizes.shape(value.shape) + ("," if len(value.shape) == 1 else "")
-                text = f"rt.receive(({shape}), torch.{value.dtype}, {stage})"
-                self._fresh.add(write)
-                self._assign(write, text, f"from stage {stage}")
-            case Exchange(read=read, write=write, name=name):
-                self.use("rt")
-                text = f'rt.exchange({self.read(read) if read else None}, "{name}")'
-                if write:
+                own = f", target={self.stage.number(mesh)}" if self.stage.hosts_several else ""
+                text = f"rt.receive(({shape}), torch.{value.dtype}, {stage}{own})"
+                ends = zip(step.before.mesh.devices, step.after.mesh.devices, strict=True)
+                if all(
+                    sender != receiver for sender, receiver in ends
+                ):  # else the sender may hold it as well
                     self._fresh.add(write)
-                    self._assign(write, text, f"redistribute {self.shape(write)}")
-                else:
-                    self.add(text, "redistribute")
+                self._assign(write, text, f"from stage {stage}")
+            case Exchange():
+                self._exchange(instruction)
             case Keep():
                 self._keep(instruction)
             case _:
                 raise AssertionError(instruction)
+
+    def _exchange(self, instruction: Exchange) -> None:
+        read, write, name = instruction.read, instruction.write, instruction.name
+        self.use("rt")
+        if not write:
+            self.add(f'rt.give({self.read(read)}, "{name}")', "redistribute")
+            return
+        self._fresh.add(write)
+        text = f'rt.exchange({self.read(read)}, "{name}")' if read else f'rt.take("{name}")'
+        self._assign(write, text, f"redistribute {self.shape(write)}")
 
     def piece(self, instruction: Slice) -> str:
         """The method call that takes one's own piece of a tensor."""
@@ -446,5 +462,5 @@ class Function:
 
 def name_symbols(stage: Stage) -> dict[str, str]:
     """The variable of each size that varies: named like it, or ``batch_size`` where that name means something else."""
-    taken = {*RESERVED, *stage.program.mesh.names}
+    taken = {*RESERVED, *stage.axis_variables}
     return {name: f"{name}_size" if name in taken else name for name in stage.graph.sizes}

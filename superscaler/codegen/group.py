@@ -12,6 +12,7 @@ from superscaler.codegen.program import (
     Compute,
     Exchange,
     Instruction,
+    Part,
     Receive,
     Send,
     Slice,
@@ -47,7 +48,7 @@ class Update:
 
 def group_update(stage: Stage) -> Update:
     """Bring the update of a stage into groups."""
-    body = stage.bodies[Phase.UPDATE]
+    body = stage.bodies[Part(Phase.UPDATE)]
     in_place = _in_place(body)
     stores = {i for i in body if isinstance(i, Store) and in_place.get(i.read) == i.write}
     body = [i for i in body if i not in stores]
@@ -109,7 +110,7 @@ def _dependencies(stage: Stage, body: Sequence[Instruction], in_place: dict[str,
                 readers.setdefault(name, set()).add(number)
                 name = source.get(name)  # type: ignore[assignment]
     waits: list[set[int]] = []
-    message = -1
+    order = _MessageOrder()
     for number, instruction in enumerate(body):
         before = {writer[name] for name in reads_of(instruction) if name in writer}
         for name in _overwritten(instruction, in_place):
@@ -121,10 +122,30 @@ def _dependencies(stage: Stage, body: Sequence[Instruction], in_place: dict[str,
             }
         before.discard(number)
         if isinstance(instruction, (Send, Receive, Exchange)):
-            before |= {message} if message >= 0 else set()
-            message = number
+            before |= order.after(number)
+        elif stage.meets_other_rows(instruction):
+            assert isinstance(instruction, Collective)
+            joined = _signature(stage, instruction) if stage.meets_like_rows(instruction) else ()
+            before |= order.after(number, joined)
         waits.append(before)
     return waits
+
+
+class _MessageOrder:
+    """Keeps whatever other rows wait for in one order; collectives of one signature in a row may be joined."""
+
+    def __init__(self) -> None:
+        self.last: set[int] = set()
+        self.run: set[int] = set()
+        self.signature: tuple = ()
+
+    def after(self, number: int, signature: tuple = ()) -> set[int]:
+        """What the next message must come after."""
+        if not signature or signature != self.signature:
+            self.last, self.run = self.run, set()
+        self.run.add(number)
+        self.signature = signature
+        return set(self.last)
 
 
 def _is_store(instruction: Instruction) -> bool:
@@ -175,11 +196,13 @@ def _signature(stage: Stage, instruction: Instruction) -> tuple:
     """What instructions printed as one call have in common; empty for those printed alone."""
     match instruction:
         case Collective(step=step) if step.kind in _JOINED:
-            return "collective", step.kind, step.axis, step.before.reducer
+            axis = stage.axis_variable(stage.program.mesh_of(instruction), step.axis)
+            return "collective", step.kind, axis, step.before.reducer
         case Slice(step=step, start=start) if len(set(start.pieces)) == 1 and step.axis != "mb":
             outer = step.before.cuts[step.dim]
             is_stored = instruction.read in stage.program.stored
-            return ("slice", step.axis, is_stored) if not outer or start.axes == (step.axis,) else ()
+            axis = stage.axis_variable(stage.program.mesh_of(instruction), step.axis)
+            return ("slice", axis, is_stored) if not outer or start.axes == (step.axis,) else ()
         case Compute(kind=kind, keywords=keywords) if kind in OPTIMIZERS:
             numbers = instruction.reads[len(instruction.writes) + 1 :]
             return "update", kind, str(keywords), len(instruction.reads), numbers

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from superscaler.codegen.blocks import Block, Call, Item, Repeat, find_blocks
-from superscaler.codegen.program import Instruction, reads_of
+from superscaler.codegen.program import Instruction, Part, reads_of
 from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase
 
+REPEATED = (Phase.FORWARD, Phase.BACKWARD, Phase.WEIGHT)
+"""The phases a micro-batch goes through, in order."""
+_WORDS = {Phase.FORWARD: "forward", Phase.BACKWARD: "backward", Phase.WEIGHT: "weight"}
 Place = tuple[str, int]
-"""A value of a call: ``("inside", 3)`` or ``("outside", 0)``."""
+"""A value of a call: ``("inside", 3)``, ``("outside", 0)``, or ``("passed", 2)``: of the tuple its partner saved."""
 
 
 @dataclass
@@ -45,13 +48,13 @@ class Signature:
     outputs: list[int] = field(default_factory=list)
     """Numbers of the values inside that others in the same body read."""
     saved: list[Place] = field(default_factory=list)
-    """What a forward block saves for its backward."""
+    """What a block saves for that of a later phase."""
     unpacked: dict[int, int] = field(default_factory=dict)
-    """In a backward block: number of a value from outside -> its place in the saved tuple."""
+    """Of a block of a later phase: number of a value from outside -> its place in the saved tuple."""
     partner: Block | None = None
-    """The forward block whose saved tuple a backward block unpacks."""
+    """The block of the phase before whose saved tuple it unpacks."""
     keep_saved: bool = False
-    """Whether a saved tuple is read outside the backward block too, and must stay."""
+    """Whether a saved tuple is read outside the partner block too, and must stay."""
 
     def arguments(self, call: Call) -> list[int]:
         """Numbers of the values from outside that are passed one by one."""
@@ -60,67 +63,107 @@ class Signature:
 
 @dataclass
 class Bodies:
-    """Forward and backward of a stage as steps, with everything that passes between them."""
+    """The bodies of all stages as steps, with everything that passes between the phases of a micro-batch."""
 
-    steps: dict[Phase, list[Step]]
+    steps: dict[Part, list[Step]]
     blocks: dict[Phase, list[Block]]
     signatures: dict[int, Signature]
     """By ``id`` of the block."""
-    crossing: list[str]
-    """Values the forward function returns for the backward one."""
-    inside_saved: dict[str, tuple[Call, Block, int]]
-    """Values the backward function reads out of the tuple a forward block saved."""
+    crossing: dict[Part, list[str]]
+    """Values a body, or one of a later phase, needs one by one of the phases before."""
+    inside_saved: dict[Part, dict[str, tuple[Call, Block, int]]]
+    """Values a body reads out of the tuple a block of a phase before saved."""
 
     def signature(self, block: Block) -> Signature:
         """What a block takes and gives."""
         return self.signatures[id(block)]
 
+    def value(self, call: Call, block: Block, place: Place) -> str:
+        """The value of a call at a place."""
+        if place[0] != "passed":
+            return call.at(place)
+        partner = self.signature(block).partner
+        assert partner is not None
+        source = next(other for other in partner.calls if other.key == call.key)
+        return self.value(source, partner, self.signature(partner).saved[place[1]])
+
+    def saving(self, part: Part) -> list[Block]:
+        """The blocks called in a body that save something."""
+        return [
+            block
+            for block in self.blocks[part.phase]
+            if self.signature(block).saved and any(call.stage == part.stage for call in block.calls)
+        ]
+
+    def saved_for(self, part: Part) -> list[Block]:
+        """The blocks of earlier phases of whose saved tuples a body, or one of a later phase, reads."""
+        found: dict[int, Block] = {}
+        for phase in REPEATED[REPEATED.index(part.phase) :]:
+            later = Part(phase, part.stage)
+            partners = [self.signature(b).partner for b in self.blocks[phase] if _is_called_in(b, later)]
+            direct = [block for _, block, _ in self.inside_saved.get(later, {}).values()]
+            for block in (*partners, *direct):
+                if block is not None and REPEATED.index(block.phase) < REPEATED.index(part.phase):
+                    found[id(block)] = block
+        return sorted(found.values(), key=lambda block: block.name)
+
+
+def _is_called_in(block: Block, part: Part) -> bool:
+    return any(call.stage == part.stage for call in block.calls)
+
 
 def find_bodies(stage: Stage) -> Bodies:
-    """Find blocks in forward and backward, pair them, and make loops of their calls."""
-    items: dict[Phase, list[Item]] = {}
+    """Find the blocks of every phase, pair them, and make loops of their calls."""
+    items: dict[Part, list[Item]] = {}
     blocks: dict[Phase, list[Block]] = {}
-    for phase in (Phase.FORWARD, Phase.BACKWARD):
-        items[phase], blocks[phase] = _unambiguous(*find_blocks(stage, phase))
-    bodies = Bodies({}, blocks, {id(b): Signature() for found in blocks.values() for b in found}, [], {})
+    for phase in REPEATED:
+        found, blocks[phase] = _unambiguous(*find_blocks(stage, phase))
+        items |= found
+    bodies = Bodies({}, blocks, {id(b): Signature() for found in blocks.values() for b in found}, {}, {})
     _name(blocks)
-    for phase in items:
-        _find_outputs(stage, items[phase], bodies)
-    for block in blocks[Phase.BACKWARD]:
-        _pair(stage, block, bodies)
+    for part in items:
+        _find_outputs(stage, items[part], bodies)
+    for before, phase in itertools.pairwise(REPEATED):
+        for block in blocks[phase]:
+            _pair(stage, block, before, bodies)
     _name_partners(bodies)
-    _find_crossing(stage, items, bodies)
+    for part in items:
+        _find_crossing(stage, part, items, bodies)
     _sort_saved(stage, bodies)
-    for phase in items:
-        bodies.steps[phase] = list(_loops(stage, items[phase], bodies))
+    for part in items:
+        bodies.steps[part] = list(_loops(stage, part, items[part], bodies))
     return bodies
 
 
-def _unambiguous(items: list[Item], blocks: list[Block]) -> tuple[list[Item], list[Block]]:
-    """Give up blocks that one module calls twice: their saved values would share a key."""
-    good = [block for block in blocks if len({call.prefix for call in block.calls}) == len(block.calls)]
-    kept: list[Item] = []
-    for item in items:
-        if isinstance(item, Repeat) and item.block not in good:
-            kept += item.call.instructions
-        else:
-            kept.append(item)
+def _unambiguous(
+    items: dict[Part, list[Item]], blocks: list[Block]
+) -> tuple[dict[Part, list[Item]], list[Block]]:
+    """Give up blocks that one module calls twice in a stage: their saved values would share a key."""
+    good = [block for block in blocks if len({call.key for call in block.calls}) == len(block.calls)]
+    kept: dict[Part, list[Item]] = {part: [] for part in items}
+    for part, found in items.items():
+        for item in found:
+            if isinstance(item, Repeat) and item.block not in good:
+                kept[part] += item.call.instructions
+            else:
+                kept[part].append(item)
     return kept, good
 
 
 def _name(blocks: Mapping[Phase, list[Block]]) -> None:
-    for phase, suffix in ((Phase.FORWARD, "forward"), (Phase.BACKWARD, "backward")):
+    for phase, suffix in _WORDS.items():
         for number, block in enumerate(blocks[phase], 1):
             block.name = f"block_{suffix}" if len(blocks[phase]) == 1 else f"block{number}_{suffix}"
 
 
 def _name_partners(bodies: Bodies) -> None:
-    """Call a backward block like its forward block, where that is one to one."""
-    partners = [bodies.signature(block).partner for block in bodies.blocks[Phase.BACKWARD]]
-    if len({id(partner) for partner in partners}) == len(partners) and None not in partners:
-        for block, partner in zip(bodies.blocks[Phase.BACKWARD], partners, strict=True):
-            assert partner is not None
-            block.name = partner.name.replace("_forward", "_backward")
+    """Call a block of a later phase like its partner, where that is one to one."""
+    for before, phase in itertools.pairwise(REPEATED):
+        partners = [bodies.signature(block).partner for block in bodies.blocks[phase]]
+        if len({id(partner) for partner in partners}) == len(partners) and None not in partners:
+            for block, partner in zip(bodies.blocks[phase], partners, strict=True):
+                assert partner is not None
+                block.name = partner.name.replace(f"_{_WORDS[before]}", f"_{_WORDS[phase]}")
 
 
 def _find_outputs(stage: Stage, items: Sequence[Item], bodies: Bodies) -> None:
@@ -145,16 +188,17 @@ def item_reads(item: Item | Step) -> tuple[str, ...]:
     return item.reads if isinstance(item, Loop) else reads_of(item)
 
 
-def _pair(stage: Stage, block: Block, bodies: Bodies) -> None:
-    """Find what each call of a backward block reads of the forward call with the same prefix."""
+def _pair(stage: Stage, block: Block, before: Phase, bodies: Bodies) -> None:
+    """Find what each call of a block reads of the call of the phase before that has the same prefix."""
     signature = bodies.signature(block)
-    for partner in bodies.blocks[Phase.FORWARD]:
-        calls = {call.prefix: call for call in partner.calls}
-        if any(call.prefix not in calls for call in block.calls):
+    for partner in bodies.blocks[before]:
+        calls = {call.key: call for call in partner.calls}
+        if any(call.key not in calls for call in block.calls):
             continue
         for number in range(len(block.calls[0].outside)):
-            places = {calls[call.prefix].find(call.outside[number]) for call in block.calls}
-            written = {stage.written_in.get(call.outside[number]) for call in block.calls}
+            names = {call.key: call.outside[number] for call in block.calls}
+            written = {stage.written_in[name].phase for name in names.values() if name in stage.written_in}
+            places = {_find(calls[key], partner, name, bodies) for key, name in names.items()}
             place = next(iter(places))
             if len(places) != 1 or place is None or written & {Phase.PREPARE, Phase.UPDATE}:
                 continue
@@ -162,7 +206,17 @@ def _pair(stage: Stage, block: Block, bodies: Bodies) -> None:
                 continue
             signature.partner = partner
             signature.unpacked[number] = _saved_place(bodies.signature(partner), place)
-    # a tuple may serve several backward blocks: each unpacks all of it
+    # a tuple may serve several blocks: each unpacks all of it
+
+
+def _find(call: Call, block: Block, name: str, bodies: Bodies) -> Place | None:
+    """Where a call holds a value: its own, or one it can pass on from what its partner saved."""
+    place, partner = call.find(name), bodies.signature(block).partner
+    if place is not None or partner is None:
+        return place
+    source = next((other for other in partner.calls if other.key == call.key), None)
+    found = source.find(name) if source is not None else None
+    return None if found is None else ("passed", _saved_place(bodies.signature(partner), found))
 
 
 def _saved_place(signature: Signature, place: Place) -> int:
@@ -171,60 +225,71 @@ def _saved_place(signature: Signature, place: Place) -> int:
     return signature.saved.index(place)
 
 
-def _find_crossing(stage: Stage, items: Mapping[Phase, list[Item]], bodies: Bodies) -> None:
-    """What the backward reads of the forward, other than by unpacking what blocks saved."""
-    owner: dict[str, Repeat] = {}
-    last: dict[int, Call] = {}
-    for item in items[Phase.FORWARD]:
-        if isinstance(item, Repeat):
-            owner.update(dict.fromkeys(item.call.inside, item))
-            last[id(item.block)] = item.call
+def _find_crossing(stage: Stage, part: Part, items: Mapping[Part, list[Item]], bodies: Bodies) -> None:
+    """What a body reads of earlier phases, other than by unpacking what blocks saved."""
     wanted: dict[str, None] = {}
-    for item in items[Phase.BACKWARD]:
+    for item in items[part]:
         unpacked = bodies.signature(item.block).unpacked if isinstance(item, Repeat) else {}
         for number, name in enumerate(item_reads(item)):
+            made = stage.written_in.get(name)
             if (
                 number not in unpacked
-                and stage.written_in.get(name) is Phase.FORWARD
+                and made
+                and made.phase.is_repeated
+                and made != part
                 and name not in stage.kept
             ):
                 wanted[name] = None
     for name in wanted:
-        repeat = owner.get(name)
-        if repeat is None:
-            bodies.crossing.append(name)
+        made = stage.written_in[name]
+        repeats = [item for item in items[made] if isinstance(item, Repeat)]
+        owner = next((repeat for repeat in repeats if name in repeat.call.inside), None)
+        last = {id(repeat.block): repeat.call for repeat in repeats}
+        place = owner.call.find(name) if owner is not None else None
+        if owner is None or (
+            last[id(owner.block)] is owner.call
+            and place
+            and place[1] in bodies.signature(owner.block).outputs
+        ):
+            # every body on the way hands it on
+            for phase in REPEATED[REPEATED.index(made.phase) + 1 : REPEATED.index(part.phase) + 1]:
+                names = bodies.crossing.setdefault(Part(phase, part.stage), [])
+                names += [name] if name not in names else []
             continue
-        signature, place = bodies.signature(repeat.block), repeat.call.find(name)
         assert place is not None
-        if last[id(repeat.block)] is repeat.call and place[1] in signature.outputs:
-            bodies.crossing.append(name)
-        else:
-            bodies.inside_saved[name] = repeat.call, repeat.block, _saved_place(signature, place)
-            signature.keep_saved = True
+        signature = bodies.signature(owner.block)
+        saved = bodies.inside_saved.setdefault(part, {})
+        saved[name] = owner.call, owner.block, _saved_place(signature, place)
+        signature.keep_saved = True
 
 
 def _sort_saved(stage: Stage, bodies: Bodies) -> None:
     """Bring what is saved into the order in which it is made."""
     order = {name: number for number, name in enumerate(stage.written_in)}
-    bodies.crossing.sort(key=order.__getitem__)
-    for block in bodies.blocks[Phase.FORWARD]:
+    for names in bodies.crossing.values():
+        names.sort(key=order.__getitem__)
+    rank = {"outside": 0, "inside": 1, "passed": 2}
+    for block in (*bodies.blocks[Phase.FORWARD], *bodies.blocks[Phase.BACKWARD]):
         signature = bodies.signature(block)
-        old, new = (
-            signature.saved,
-            sorted(signature.saved, key=lambda place: (place[0] == "inside", place[1])),
-        )
+        old = signature.saved
+        new = sorted(old, key=lambda place: (rank[place[0]], place[1]))
         moved = {number: new.index(place) for number, place in enumerate(old)}
         signature.saved = new
-        for other in bodies.blocks[Phase.BACKWARD]:
-            if bodies.signature(other).partner is block:
-                unpacked = bodies.signature(other).unpacked
-                unpacked.update({number: moved[place] for number, place in unpacked.items()})
-        for name, (call, owner, place) in bodies.inside_saved.items():
-            if owner is block:
-                bodies.inside_saved[name] = call, owner, moved[place]
+        for other in (*bodies.blocks[Phase.BACKWARD], *bodies.blocks[Phase.WEIGHT]):
+            theirs = bodies.signature(other)
+            if theirs.partner is block:
+                theirs.unpacked.update({number: moved[place] for number, place in theirs.unpacked.items()})
+                theirs.saved = [
+                    ("passed", moved[place]) if kind == "passed" else (kind, place)
+                    for kind, place in theirs.saved
+                ]
+        for found in bodies.inside_saved.values():
+            for name, (call, owner, place) in found.items():
+                if owner is block:
+                    found[name] = call, owner, moved[place]
 
 
-def _loops(stage: Stage, items: Sequence[Item], bodies: Bodies) -> Iterator[Step]:
+def _loops(stage: Stage, part: Part, items: Sequence[Item], bodies: Bodies) -> Iterator[Step]:
     readers: dict[str, list[Item]] = {}
     for item in items:
         for name in item_reads(item):
@@ -232,7 +297,7 @@ def _loops(stage: Stage, items: Sequence[Item], bodies: Bodies) -> Iterator[Step
     loop: Loop | None = None
     for item in items:
         if isinstance(item, Repeat):
-            if loop is not None and _extend(stage, loop, item, bodies, readers):
+            if loop is not None and _extend(stage, part, loop, item, bodies, readers):
                 continue
             if loop is not None:
                 yield loop
@@ -247,7 +312,12 @@ def _loops(stage: Stage, items: Sequence[Item], bodies: Bodies) -> Iterator[Step
 
 
 def _extend(
-    stage: Stage, loop: Loop, item: Repeat, bodies: Bodies, readers: Mapping[str, list[Item]]
+    stage: Stage,
+    part: Part,
+    loop: Loop,
+    item: Repeat,
+    bodies: Bodies,
+    readers: Mapping[str, list[Item]],
 ) -> bool:
     """Take one more call into a loop, if it goes on regularly."""
     before, call, signature = loop.calls[-1], item.call, bodies.signature(item.block)
@@ -263,10 +333,13 @@ def _extend(
     if len(loop.calls) > 1 and carried != loop.carried:
         return False
     outside = {name for number, name in enumerate(call.outside) if number in carried}
+    crossing = {
+        name for later, names in bodies.crossing.items() if later.stage == part.stage for name in names
+    }
     for number in signature.outputs:
         name = before.inside[number]
         users = [user for user in readers.get(name, ()) if user is not item]
-        is_needed = name in bodies.crossing or name in stage.program.outputs.values()
+        is_needed = name in crossing or name in stage.program.outputs.values()
         if users or is_needed or (name in item.call.outside and name not in outside):
             return False
     loop.carried = carried

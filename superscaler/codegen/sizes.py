@@ -1,6 +1,6 @@
 """Sizes and offsets that depend on the device, as variables at the top of a generated function."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from superscaler.codegen.names import identifier
 from superscaler.codegen.program import Offset, Program
@@ -28,9 +28,16 @@ def name_cuts(program: Program, axes: Axes) -> dict[Cut, str]:
 class Sizes:
     """Writes sizes and offsets within one function, and remembers the variables it needs."""
 
-    def __init__(self, mesh: Mesh, cuts: Mapping[Cut, str], symbols: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        cuts: Mapping[Cut, str],
+        symbols: Mapping[str, str] | None = None,
+        named: Callable[[Mesh, str], tuple[str, str]] | None = None,
+    ) -> None:
         self.mesh, self.cuts, self.symbols = mesh, cuts, symbols or {}
-        self.used_axes: set[str] = set()
+        self.named = named or (lambda mesh, axis: (axis, f'rt.axis("{axis}")'))
+        self.used_axes: dict[str, str] = {}
         self.used_symbols: set[str] = set()
         self._variables: dict[tuple, tuple[str, str]] = {}
 
@@ -41,8 +48,9 @@ class Sizes:
 
     def axis(self, name: str) -> str:
         """The variable of a mesh axis."""
-        self.used_axes.add(name)
-        return name
+        variable, lookup = (TIME, "") if name == TIME else self.named(self.mesh, name)
+        self.used_axes[variable] = lookup
+        return variable
 
     def coordinate(self, name: str) -> str:
         """Where this device, or the running micro-batch, lies along an axis."""
@@ -51,15 +59,14 @@ class Sizes:
     @property
     def needs_runtime(self) -> bool:
         """Whether something depends on the device, or on sizes that vary."""
-        return bool(self.used_axes - {TIME} or self.used_symbols)
+        return bool(self.used_axes.keys() - {TIME} or self.used_symbols)
 
-    def lines(self, loaded: Iterable[str] = ()) -> list[str]:
+    def lines(self) -> list[str]:
         """The variables, to stand at the top of the function."""
-        wanted = [name for name in self.mesh.names if name in self.used_axes and name not in loaded]
+        order = {name: number for number, name in enumerate(self.mesh.names)}
+        wanted = sorted(self.used_axes.keys() - {TIME}, key=lambda name: (order.get(name, len(order)), name))
         lines = (
-            [f'{", ".join(wanted)} = {", ".join(f"""rt.axis("{name}")""" for name in wanted)}']
-            if wanted
-            else []
+            [f"{', '.join(wanted)} = {', '.join(map(self.used_axes.__getitem__, wanted))}"] if wanted else []
         )
         symbols = [name for name in self.symbols if name in self.used_symbols]
         if symbols:
@@ -109,7 +116,7 @@ class Sizes:
         return self._variable("start", (offset.axes, offset.pieces), offset.scale)
 
     def _variable(self, what: str, cut: Cut, scale: int) -> str:
-        key = (what, cut, scale)
+        key = (what, cut, scale, *(self.axis(name) for name in cut[0]))
         if key not in self._variables:
             base = self.cuts.get(cut, "piece")
             base = f"{base}_start" if what == "start" else f"{base}_size"

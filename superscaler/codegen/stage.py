@@ -6,10 +6,12 @@ from functools import cached_property
 
 from superscaler.codegen.names import identifier, name_tensors
 from superscaler.codegen.program import (
+    Collective,
     Free,
     Instruction,
     Keep,
     LocalValue,
+    Part,
     Program,
     Send,
     reads_of,
@@ -18,6 +20,7 @@ from superscaler.codegen.program import (
 from superscaler.codegen.sizes import Cut, name_cuts
 from superscaler.ir.graph import AGAIN, Graph, Operator, Phase
 from superscaler.ir.import_fx import plain_name
+from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import DTYPE_BYTES, Role
 from superscaler.planner.plan import Plan
 
@@ -37,7 +40,59 @@ class Stage:
     @property
     def micro_batches(self) -> int:
         """Micro-batches per step."""
-        return self.program.mesh.micro_batches
+        return self.program.micro_batches
+
+    @property
+    def hosts_several(self) -> bool:
+        """Whether the program has several stages."""
+        return len(self.program.stages) > 1
+
+    def number(self, mesh: Mesh) -> int:
+        """The number of the stage a mesh belongs to."""
+        return next(number for number, own in self.program.stages.items() if own == mesh)
+
+    @cached_property
+    def ambiguous(self) -> frozenset[str]:
+        """Names of axes along which these devices lie differently in different stages."""
+        meshes = {(mesh.devices, mesh.axes): mesh for mesh in self.program.stages.values()}
+        found: set[str] = set()
+        for axis in {name for mesh in meshes.values() for name in mesh.names} if len(meshes) > 1 else ():
+            places = {
+                tuple((mesh.group(axis, d), mesh.coordinates(d)[axis]) for d in self.program.devices)
+                for mesh in meshes.values()
+                if axis in mesh.names
+            }
+            if len(places) > 1:
+                found.add(axis)
+        return frozenset(found)
+
+    def meets_other_rows(self, instruction: Instruction) -> bool:
+        """Whether devices of other rows take part in a collective."""
+        if not isinstance(instruction, Collective):
+            return False
+        mesh, devices = self.program.mesh_of(instruction), self.program.devices
+        return not set(mesh.group(instruction.step.axis, devices[0])) <= set(devices)
+
+    def meets_like_rows(self, instruction: Collective) -> bool:
+        """Whether all rows that take part in a collective host the same stages, and so are alike."""
+        group = self.program.mesh_of(instruction).group(instruction.step.axis, self.program.devices[0])
+        rows = self.plan.materialized.rows
+        return len({row.stages for row in rows if not set(row.devices).isdisjoint(group)}) == 1
+
+    def axis_variable(self, mesh: Mesh, axis: str) -> str:
+        """What a function calls an axis of a stage's mesh: ``tp``, or ``tp_2`` where other stages have another."""
+        return f"{axis}_{self.number(mesh)}" if axis in self.ambiguous else axis
+
+    def named_axis(self, mesh: Mesh, axis: str) -> tuple[str, str]:
+        """The variable of an axis of a stage's mesh, and the expression it stands for."""
+        stage = f", {self.number(mesh)}" if axis in self.ambiguous else ""
+        return self.axis_variable(mesh, axis), f'rt.axis("{axis}"{stage})'
+
+    @cached_property
+    def axis_variables(self) -> frozenset[str]:
+        """What functions call axes."""
+        meshes = self.program.stages.values()
+        return frozenset(self.axis_variable(mesh, name) for mesh in meshes for name in mesh.names)
 
     @cached_property
     def hints(self) -> Mapping[str, str]:
@@ -50,23 +105,31 @@ class Stage:
         return name_cuts(self.program, self.plan.placed.axes)
 
     @cached_property
-    def bodies(self) -> dict[Phase, list[Instruction]]:
+    def bodies(self) -> dict[Part, list[Instruction]]:
         """The bodies, with every Keep right behind what it keeps and without Free."""
-        return {phase: _with_keeps_early(body) for phase, body in self.program.bodies.items()}
+        return {part: _with_keeps_early(body) for part, body in self.program.bodies.items()}
+
+    def parts(self, *phases: Phase) -> list[Part]:
+        """The bodies of these phases, by stage."""
+        return sorted((part for part in self.bodies if part.phase in phases), key=lambda part: part.stage)
 
     @cached_property
-    def written_in(self) -> dict[str, Phase]:
-        """Value -> the phase that writes it."""
-        return {name: phase for phase, body in self.bodies.items() for i in body for name in writes_of(i)}
+    def written_in(self) -> dict[str, Part]:
+        """Value -> the body that writes it."""
+        return {name: part for part, body in self.bodies.items() for i in body for name in writes_of(i)}
+
+    def is_written_in(self, value: str, *phases: Phase) -> bool:
+        """Whether a body of these phases writes a value."""
+        return value in self.written_in and self.written_in[value].phase in phases
 
     @cached_property
-    def readers(self) -> dict[str, list[tuple[Phase, Instruction]]]:
+    def readers(self) -> dict[str, list[tuple[Part, Instruction]]]:
         """Value -> who reads it, in order."""
-        table: dict[str, list[tuple[Phase, Instruction]]] = {}
-        for phase, body in self.bodies.items():
+        table: dict[str, list[tuple[Part, Instruction]]] = {}
+        for part, body in self.bodies.items():
             for instruction in body:
                 for name in dict.fromkeys(reads_of(instruction)):
-                    table.setdefault(name, []).append((phase, instruction))
+                    table.setdefault(name, []).append((part, instruction))
         return table
 
     @cached_property
@@ -81,7 +144,7 @@ class Stage:
         taken: set[tuple[str, str]] = set()
         for keep in self.keeps.values():
             tensor = self.value(keep.read).tensor
-            name = "grads" if self.written_in[keep.read] is Phase.BACKWARD else "kept"
+            name = "grads" if self.is_written_in(keep.read, Phase.BACKWARD, Phase.WEIGHT) else "kept"
             key = self.gradient_keys.get(tensor) or self.hints[tensor]
             number, unique = 1, key
             while (name, unique) in taken:

@@ -118,7 +118,9 @@ class Communication:
         for mesh, movements in by_stage.items():
             alike = all(len(senders(movement.step)) == 1 for movement in movements)
             totals = [_totals(movements, device) for device in (mesh.devices[:1] if alike else mesh.devices)]
-            for device, total in zip(mesh.devices, totals * len(mesh.devices) if alike else totals, strict=True):
+            for device, total in zip(
+                mesh.devices, totals * len(mesh.devices) if alike else totals, strict=True
+            ):
                 known = sent.get(device)  # of another stage on this device
                 sent[device] = total if known is None else _sum(known, total)
         return sent
@@ -187,7 +189,9 @@ def _movement(materialized: MaterializedGraph, phase: Phase, transfer: Transfer,
     if transfer.step.axis:
         why = f"{why}: {reason(materialized.placed, tensor, transfer.step)}"
     width = DTYPE_BYTES[materialized.graph.tensors[tensor].dtype]
-    before, after = (materialized.stages.index(end.mesh) for end in (transfer.step.before, transfer.step.after))
+    before, after = (
+        materialized.stages.index(end.mesh) for end in (transfer.step.before, transfer.step.after)
+    )
     return Movement(tensor, phase, transfer.step, width, times, (before, after), why)
 
 
