@@ -386,7 +386,8 @@ class Function:
         place, key = self.stage.kept[keep.write]
         self.use(place)
         root = self._root.get(keep.read, keep.read)
-        is_shared = self.is_read_later(keep.read) and keep.add and self.stage.micro_batches > 1
+        others = len(self.stage.readers[keep.read]) > 1
+        is_shared = others and self.is_read_later(keep.read) and keep.add and self.stage.micro_batches > 1
         if root not in self._fresh or root in self._kept_roots or is_shared:
             text = f"({text}).clone()" if " " in text else f"{text}.clone()"
         self._kept_roots.add(root)

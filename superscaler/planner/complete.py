@@ -22,10 +22,16 @@ from superscaler.planner.micro_batches import batch_axes, batch_letter, find_pha
 from superscaler.planner.placement import PlacedGraph, Placement, letters_of, operand_layout, passes_summands
 from superscaler.planner.planner import Cut, Planner
 from superscaler.planner.totals import split_totals
+from superscaler.planner.weight_gradients import weight_operators
 
 
-def complete(planner: Planner, micro_batches: int) -> PlacedGraph:
+def complete(planner: Planner, micro_batches: int, *, splits_backward: bool = False) -> PlacedGraph:
     """Derive the whole plan's space from a script's decisions.
+
+    Args:
+        planner: The script's decisions.
+        micro_batches: How many a step has.
+        splits_backward: Whether gradients of weights become a phase of their own.
 
     Raises:
         PlanError: An operator cannot be placed, or would be cut twice over one mesh axis, or into more pieces
@@ -35,10 +41,12 @@ def complete(planner: Planner, micro_batches: int) -> PlacedGraph:
     batch = batch_axes(graph, axes)
     _check_micro_batches(planner, batch, micro_batches)
     reasons = {operator.name: list(planner.notes.get(operator.name, ())) for operator in graph.operators}
-    places = _complete_places(planner, reasons)
+    places = _in_dense_chunks(_complete_places(planner, reasons))
     if micro_batches > 1:
         places = {name: replace(mesh, micro_batches=micro_batches) for name, mesh in places.items()}
     phases = find_phases(graph, axes, micro_batches, places)
+    if splits_backward:
+        phases |= dict.fromkeys(weight_operators(graph, phases, places), Phase.WEIGHT)
     by_operator = _cuts_by_operator(planner)
     effective: set[Cut] = set()
     placements: dict[str, Placement] = {}
@@ -47,7 +55,7 @@ def complete(planner: Planner, micro_batches: int) -> PlacedGraph:
         cuts = by_operator[operator.name]
         placement, made = _own_cuts(planner, operator, places[operator.name], cuts, reasons[operator.name])
         effective.update(made)
-        if micro_batches > 1 and phases[operator.name] in (Phase.FORWARD, Phase.BACKWARD):
+        if micro_batches > 1 and phases[operator.name].is_repeated:
             placement = _cut_in_time(planner, operator, placement, batch)
         placement = _pass_summands(graph, operator, placement, places, partial, reasons[operator.name])
         placements[operator.name] = placement
@@ -136,6 +144,19 @@ def _complete_places(planner: Planner, reasons: dict[str, list[str]]) -> dict[st
                 "script, or p.assign(p.everything(), devices) as its first line",
             )
     return places
+
+
+def _in_dense_chunks(places: dict[str, Mesh]) -> dict[str, Mesh]:
+    """Number the chunks of every array of devices from 0, without gaps."""
+    chunks: dict[Mesh, set[int]] = {}
+    for mesh in places.values():
+        chunks.setdefault(mesh.home, set()).add(mesh.chunk)
+    dense = {
+        replace(home, chunk=chunk): replace(home, chunk=number)
+        for home, found in chunks.items()
+        for number, chunk in enumerate(sorted(found))
+    }
+    return {name: dense[mesh] for name, mesh in places.items()}
 
 
 def _writers(graph: Graph, operator: Operator) -> list[Operator]:

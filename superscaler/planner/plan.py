@@ -109,7 +109,7 @@ def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> 
         split_graph = drop_unread(compute_sums_beforehand(graph, planner.axes))
         if split_graph.operators != graph.operators:
             planner = _decisions(split_graph, cluster, script)
-    placed = complete(planner, maker.micro_batches)
+    placed = complete(planner, maker.micro_batches, splits_backward=maker.splits_backward)
     materialized = materialize(placed, cluster, planner.operator_orders)
     schedule = maker(materialized.pipeline)
     if len(schedule.rows) != len(materialized.rows):

@@ -5,7 +5,7 @@ from what was said, and keeps the reason for each operator.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from superscaler.errors import PlanError
@@ -128,13 +128,17 @@ class Planner:
 
     # the three primitives
 
-    def assign(self, what: Selection | Operator, devices: Devices) -> None:
+    def assign(self, what: Selection | Operator, devices: Devices, *, chunk: int = 0) -> None:
         """Place operators on devices: a mesh, or device numbers (a mesh of one axis named ``x``).
+
+        Operators on one mesh are one stage, whose forward is one task. Several stages may run on the same
+        devices, with different chunks: the virtual stages of an interleaved pipeline, say.
 
         Raises:
             PlanError: A device is not in the cluster.
         """
         mesh = devices if isinstance(devices, Mesh) else self.mesh(devices)
+        mesh = replace(mesh, chunk=chunk) if chunk else mesh
         self._check_devices(mesh.devices)
         line = self.speaker
         for operator in _operators(what):

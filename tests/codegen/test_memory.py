@@ -108,6 +108,10 @@ def test_what_is_never_read_goes_at_once():
     lonely = replace(body[0], writes=("lonely",))
     values = {**program.values, "lonely": replace(program.values[body[0].writes[0]], name="lonely")}
     result = free_values(
-        replace(program, values=values, bodies={**program.bodies, program.parts(Phase.FORWARD)[0]: (lonely, *body)})
+        replace(
+            program,
+            values=values,
+            bodies={**program.bodies, program.parts(Phase.FORWARD)[0]: (lonely, *body)},
+        )
     )
     assert result.bodies[result.parts(Phase.FORWARD)[0]][1] == Free(("lonely",))

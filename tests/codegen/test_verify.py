@@ -19,7 +19,9 @@ PIPELINE = "dp=2,tp=2,pp=2,schedule=1f1b,micro_batches=4"
 
 def find(program, phase, kind, which=0):
     """The position of an instruction of a kind in a body."""
-    return [i for i, item in enumerate(program.bodies[program.parts(phase)[0]]) if isinstance(item, kind)][which]
+    return [i for i, item in enumerate(program.bodies[program.parts(phase)[0]]) if isinstance(item, kind)][
+        which
+    ]
 
 
 def with_body(program, phase, change):
@@ -129,7 +131,9 @@ def test_sends_in_another_order():
     plan = planned(tiny_gpt()[2], two_homes, 2)
     programs = programs_of(plan)
     verify_programs(plan, programs)
-    sender = next(i for i, p in enumerate(programs) if sum(isinstance(x, Send) for x in p.bodies[p.parts(phase)[0]]) > 1)
+    sender = next(
+        i for i, p in enumerate(programs) if sum(isinstance(x, Send) for x in p.bodies[p.parts(phase)[0]]) > 1
+    )
     programs[sender] = with_body(programs[sender], phase, lambda body: swap(programs[sender], body))
     with pytest.raises(VerificationError, match="but it holds"):
         verify_programs(plan, programs)
@@ -178,7 +182,9 @@ def test_reading_after_free():
     freed = with_body(program, Phase.BACKWARD, early)
     with pytest.raises(VerificationError, match=r"frees .* which it does not hold here|after it was freed"):
         verify_programs(plan, [freed])
-    (name, *_) = next(i for i in program.bodies[program.parts(Phase.FORWARD)[0]] if isinstance(i, Compute)).writes
+    (name, *_) = next(
+        i for i in program.bodies[program.parts(Phase.FORWARD)[0]] if isinstance(i, Compute)
+    ).writes
     early_free = with_body(program, Phase.FORWARD, lambda body: body.insert(1, Free((name,))))
     with pytest.raises(VerificationError, match="after it was freed"):
         verify_programs(plan, [early_free])
