@@ -12,12 +12,14 @@ from superscaler.errors import PlanError
 from superscaler.ir.axes import Axis
 from superscaler.ir.graph import Operator, Phase
 from superscaler.ir.kinds import row_of
+from superscaler.ir.mesh import LANE
 from superscaler.planner import sequence
 from superscaler.planner.context_parallel import context_parallel
 from superscaler.planner.data_parallel import data_parallel
 from superscaler.planner.expert_parallel import expert_parallel
 from superscaler.planner.layers import layers as find_layers
 from superscaler.planner.micro_batches import batch_axes
+from superscaler.planner.pipelines import pipeline, scheduled_pipeline
 from superscaler.planner.placement import letters_of
 from superscaler.planner.planner import Planner
 from superscaler.planner.recompute import operators_to_repeat
@@ -26,8 +28,6 @@ from superscaler.planner.selection import Selection
 from superscaler.planner.sharding import SHARDING
 
 PlanScript = Callable[[Planner], None]
-SCHEDULES = ("gpipe", "1f1b")
-"""Schedules whose stages a plan string places: one per group of devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class PlanOptions:
     recompute: bool = False
     schedule: str = ""
     micro_batches: int = 1
+    virtual: int = 2
+    """Stages per row of devices, of an interleaved pipeline."""
 
     @property
     def num_devices(self) -> int:
@@ -69,15 +71,15 @@ def parse_plan(text: str) -> PlanOptions:
             raise PlanError(f"the plan {text!r} says {key} twice", remedy="keep one of them")
         if key in ("sp", "recompute") and not equals:
             values[key] = True
-        elif key == "schedule" and value in SCHEDULES:
+        elif key == "schedule" and value in NAMED:
             values["schedule"] = value
-        elif key in ("dp", "tp", "pp", "cp", "ep", "zero", "micro_batches") and value.isdecimal():
+        elif key in ("dp", "tp", "pp", "cp", "ep", "zero", "micro_batches", "virtual") and value.isdecimal():
             values[key] = int(value)
         elif word != "none":
             raise PlanError(
                 f"the plan {text!r} has a word that means nothing: {word!r}",
                 remedy="words are dp=N, tp=N, pp=N, cp=N, ep=N, zero=1|2|3, sp, recompute, micro_batches=N, "
-                f"schedule={'|'.join(SCHEDULES)}, or none",
+                f"virtual=N, schedule={'|'.join(NAMED)}, or none",
             )
     options = PlanOptions(**values)  # type: ignore[arg-type]
     _check(text, options)
@@ -85,7 +87,7 @@ def parse_plan(text: str) -> PlanOptions:
 
 
 def _check(text: str, options: PlanOptions) -> None:
-    if min(*options.axes.values(), options.pp, options.micro_batches) < 1:
+    if min(*options.axes.values(), options.pp, options.micro_batches, options.virtual) < 1:
         raise PlanError(f"the plan {text!r} has a number below 1", remedy="use whole numbers from 1")
     if options.zero not in (0, *SHARDING):
         raise PlanError(
@@ -95,6 +97,11 @@ def _check(text: str, options: PlanOptions) -> None:
     if options.zero and options.dp == 1:
         raise PlanError(
             f"the plan {text!r} has zero={options.zero} but no dp to cut over", remedy="add dp=2 or more"
+        )
+    if "virtual" in text and options.schedule != "interleaved":
+        raise PlanError(
+            f"the plan {text!r} has virtual stages but no schedule for them",
+            remedy="add schedule=interleaved",
         )
     if options.sp and options.tp == 1:
         raise PlanError(f"the plan {text!r} has sp but no tp to cut over", remedy="add tp=2 or more")
@@ -124,7 +131,15 @@ def recipe(text: str) -> PlanScript:
 
 def _words(options: PlanOptions) -> Iterator[tuple[str, PlanScript]]:
     """The recipe for each word of a plan string."""
-    yield f"pp={options.pp}", lambda p: pipeline(p, options.pp, **options.axes)
+    name = options.schedule or ("1f1b" if options.pp > 1 else "gpipe")
+    if options.pp > 1:
+        rows, count, per_row = options.pp, options.micro_batches, options.virtual
+        word = f"schedule={name}" if options.schedule else f"pp={rows}"
+        yield word, lambda p: scheduled_pipeline(p, name, rows, count, per_row, **options.axes)
+    else:
+        yield "pp=1", lambda p: pipeline(p, 1, **options.axes)
+    if name == "bidirectional":
+        yield f"schedule={name}", lambda p: data_parallel(p, LANE)
     if options.dp > 1:
         yield f"dp={options.dp}", data_parallel
     if options.ep > 1:
@@ -139,23 +154,8 @@ def _words(options: PlanOptions) -> Iterator[tuple[str, PlanScript]]:
         yield f"zero={options.zero}", SHARDING[options.zero]
     if options.recompute:
         yield "recompute", recompute_layers
-    name = options.schedule or ("1f1b" if options.pp > 1 else "gpipe")
-    yield f"schedule={name}", lambda p: p.order(NAMED[name].make(options.micro_batches))
-
-
-def pipeline(p: Planner, stages: int, **axes: int) -> None:
-    """Place runs of layers of nearly equal work on groups of devices, each an array with the given axes.
-
-    Raises:
-        PlanError: The model has no numbered modules, or fewer than stages.
-    """
-    axes = {name: size for name, size in axes.items() if size > 1}
-    groups = p.cluster.groups(stages)
-    if stages == 1:
-        p.assign(p.everything(), p.mesh(groups[0], **axes))
-        return
-    for layers, devices in zip(p.split_layers(stages), groups, strict=True):
-        p.assign(layers, p.mesh(devices, **axes))
+    if options.pp == 1:
+        yield f"schedule={name}", lambda p: p.order(NAMED[name].make(options.micro_batches))
 
 
 def tensor_parallel(p: Planner, over: str = "tp") -> None:

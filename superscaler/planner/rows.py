@@ -34,7 +34,7 @@ def find_rows(stages: Sequence[Mesh]) -> tuple[Row, ...]:
     shared = [
         sum(any(number == stage for number, _ in part) for part in members) for stage in range(len(stages))
     ]
-    order = sorted(members, key=lambda part: min((shared[number], number, lane) for number, lane in part))
+    order = sorted(members, key=lambda part: min((shared[number], lane, number) for number, lane in part))
     return tuple(Row(tuple(members[part]), tuple(number for number, _ in part)) for part in order)
 
 

@@ -299,7 +299,8 @@ def three_f_one_b(micro_batches: int, passes: int = 3) -> ScheduleMaker:
         for i in range(-ahead[0], micro_batches):
             yield from (Task(k * rows + row, F, i + ahead[k]) for k in range(passes) if i + ahead[k] >= 0)
             if i >= 0:
-                yield Task((passes - 1) * rows + row, B, i)
+                # what is before the layers may have a backward, and then is in the first pass
+                yield from (Task(k * rows + row, B, i) for k in reversed(range(passes)))
 
     def form(rows: int) -> Lanes:
         return tuple(((stage % rows,),) for stage in range(passes * rows))

@@ -1,0 +1,172 @@
+"""Recipes for pipelines: which layers are which stage, and on which rows of devices each stage runs.
+
+Where stages go is part of what a schedule is (`superscaler.planner.schedules.NAMED`): one per row, several per
+row, there and back, from both ends, or on all rows at once.
+"""
+
+from collections.abc import Callable, Sequence
+
+from superscaler.errors import PlanError
+from superscaler.ir.graph import Operator, Phase
+from superscaler.ir.mesh import LANE, Mesh
+from superscaler.planner.layers import layers as find_layers
+from superscaler.planner.passes import find_passes
+from superscaler.planner.pipeline import Lanes, ScheduleMaker
+from superscaler.planner.planner import Planner
+from superscaler.planner.schedules import NAMED, interleaved, three_f_one_b
+from superscaler.planner.selection import Selection
+
+ROWS = "pp"
+"""The mesh axis that runs over the rows, in stages that are on all of them."""
+Devices = Sequence[Sequence[int]]
+"""The devices of each row."""
+
+
+def pipeline(p: Planner, stages: int, **axes: int) -> None:
+    """Place runs of layers of nearly equal work on groups of devices, each an array with the given axes.
+
+    Raises:
+        PlanError: The model has no numbered modules, or fewer than stages.
+    """
+    groups = p.cluster.groups(stages)
+    if stages == 1:
+        p.assign(p.everything(), p.mesh(groups[0], **_above_one(axes)))
+        return
+    place_stages(p, p.split_layers(stages), groups, tuple(((row,),) for row in range(stages)), **axes)
+
+
+def scheduled_pipeline(
+    p: Planner, schedule: str, rows: int, micro_batches: int, per_row: int = 2, **axes: int
+) -> None:
+    """Place the stages a named schedule is for, and order their tasks by it.
+
+    Args:
+        p: The planner.
+        schedule: A name of `NAMED`.
+        rows: Rows of devices.
+        micro_batches: How many the batch is cut into.
+        per_row: For ``interleaved``: stages per row.
+        axes: Axes of the array of devices of each row.
+
+    Raises:
+        PlanError: The model has too few layers, or not what the schedule is for.
+    """
+    groups = p.cluster.groups(rows)
+    special: dict[str, Callable[[Planner, Devices, int, dict[str, int]], ScheduleMaker]] = {
+        "interlaced": _interlaced,
+        "3f1b": _passes,
+    }
+    if schedule in special:
+        p.order(special[schedule](p, groups, micro_batches, axes))
+        return
+    maker = NAMED[schedule].make(micro_batches)
+    lanes = NAMED[schedule].pipeline(rows).lanes
+    if schedule == "interleaved":
+        maker = interleaved(micro_batches, per_row)
+        lanes = tuple(((stage % rows,),) for stage in range(per_row * rows))
+    if not lanes:
+        raise PlanError(
+            f"the schedule {schedule!r} is not for {rows} rows of devices",
+            where=p.speaker,
+            remedy="use an even number of them (pp=2, pp=4, ...)",
+        )
+    place_stages(p, p.split_layers(len(lanes)), groups, lanes, **axes)
+    p.order(maker)
+
+
+def place_stages(p: Planner, stages: Sequence[Selection], groups: Devices, lanes: Lanes, **axes: int) -> None:
+    """Place each stage on the devices of its lanes, as the next chunk of those devices.
+
+    Args:
+        p: The planner.
+        stages: In the order of the forward pass.
+        groups: The devices of each row.
+        lanes: Per stage and lane the rows it runs on.
+        axes: Axes of the array of devices of each row.
+    """
+    taken: dict[Mesh, int] = {}
+    for stage, where in zip(stages, lanes, strict=True):
+        devices = [device for lane in where for row in lane for device in groups[row]]
+        own = _above_one({LANE: len(where), ROWS: len(where[0]), **axes})
+        mesh = p.mesh(devices, **own) if own else p.mesh(devices)
+        p.assign(stage, mesh, chunk=taken.get(mesh, 0))
+        taken[mesh] = taken.get(mesh, 0) + 1
+
+
+def _above_one(axes: dict[str, int]) -> dict[str, int]:
+    return {name: size for name, size in axes.items() if size > 1}
+
+
+def _interlaced(p: Planner, groups: Devices, micro_batches: int, axes: dict[str, int]) -> ScheduleMaker:
+    """The vocabulary cut over all rows, the layers a pipeline (SuperScaler's interlaced pipeline, for mBART)."""
+    rows = len(groups)
+    vocabulary = p.axis("vocab")
+    indices = {axis.index for axis in vocabulary}
+    wide = {
+        operator.name
+        for operator in p.graph.operators
+        if any(axis.index in indices for parts in p.axes.letters[operator.name].values() for axis in parts)
+    }
+    stages = p.split_layers(rows)
+    after = _reached(p, [operator for stage in stages for operator in stage])
+    before, behind = _by_origin(p, wide, after)
+    place_stages(
+        p,
+        [_chosen(p, before, "the embedding"), *stages, _chosen(p, behind, "the head")],
+        groups,
+        NAMED["interlaced"].pipeline(rows).lanes,
+        **axes,
+    )
+    for axis in vocabulary:
+        p.trans(axis, ROWS)
+    return NAMED["interlaced"].make(micro_batches)
+
+
+def _reached(p: Planner, layers: Sequence[Operator]) -> set[str]:
+    """Forward operators that depend on a layer."""
+    found = {operator.name for operator in layers if operator.phase is Phase.FORWARD}
+    for operator in p.graph.operators:
+        writers = (p.graph.writer.get(name) for name in operator.reads)
+        if operator.phase is Phase.FORWARD and any(writer and writer.name in found for writer in writers):
+            found.add(operator.name)
+    return found
+
+
+def _by_origin(p: Planner, wide: set[str], after: set[str]) -> tuple[list[Operator], list[Operator]]:
+    """The wide operators before and behind the layers; a backward operator goes where its forward is."""
+    behind_origins = {o.origin for o in p.graph.operators if o.name in after and o.name in wide}
+    sides: tuple[list[Operator], list[Operator]] = ([], [])
+    for operator in p.graph.operators:
+        if operator.name in wide and operator.phase in (Phase.FORWARD, Phase.BACKWARD):
+            sides[operator.origin in behind_origins].append(operator)
+    return sides
+
+
+def _chosen(p: Planner, operators: Sequence[Operator], what: str) -> Selection:
+    if not operators:
+        raise PlanError(
+            f"the model {p.graph.name!r} has no operators of {what} with an axis 'vocab'",
+            where=p.speaker,
+            remedy="use another schedule, or place its large tables over all rows in a plan script",
+        )
+    return Selection(p.graph, p.axes, tuple(operators), what)
+
+
+def _passes(p: Planner, groups: Devices, micro_batches: int, axes: dict[str, int]) -> ScheduleMaker:
+    """Every pass through the layers on the same rows, each pass a chunk of its own (SuperScaler's 3F1B)."""
+    rows = len(groups)
+    passes = find_passes(p.graph, list(find_layers(p.graph, p.axes, rows)))
+    count = 1 + max(passes.values(), default=0)
+    if count == 1:
+        raise PlanError(
+            f"the model {p.graph.name!r} runs through its layers once: there is nothing to recycle",
+            where=p.speaker,
+            remedy="use schedule=1f1b",
+        )
+    stages = [
+        Selection(p.graph, p.axes, tuple(o for o in layers if passes.get(o.name) == number), f"pass {number}")
+        for number in range(count)
+        for layers in p.split_layers(rows)
+    ]
+    place_stages(p, stages, groups, tuple(((stage % rows,),) for stage in range(count * rows)), **axes)
+    return three_f_one_b(micro_batches, count)
