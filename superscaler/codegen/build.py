@@ -1,4 +1,4 @@
-"""Build: write a plan as a folder that ``torchrun`` runs: a source file per stage, the plan file, initial weights."""
+"""Build: write a plan as a folder that ``torchrun`` runs: a source file per row, the plan file, initial weights."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from superscaler.codegen.emit import emit
 from superscaler.codegen.operator_files import operator_sources
-from superscaler.codegen.plan_file import FORMAT, describe_build, entry_name
+from superscaler.codegen.plan_file import FORMAT, describe_build, entry_name, module_name
 from superscaler.codegen.program import Program
 from superscaler.errors import BuildError
 from superscaler.ir.graph import Graph
@@ -27,7 +27,7 @@ def write_build(plan: Plan, programs: Sequence[Program], directory: Path, model_
 
     Args:
         plan: What was planned.
-        programs: Its programs, one per stage.
+        programs: Its programs, one per row.
         directory: The folder.
         model_reference: How the user named the model (``models/gpt.py:tiny``), for the record.
 
@@ -58,7 +58,7 @@ PAGE = "plan.txt"
 
 
 def _write_files(plan: Plan, programs: Sequence[Program], folder: Path, reference: str) -> None:
-    sources = {f"stage{program.row}.py": emit(plan, program) for program in programs}
+    sources = {f"{module_name(program)}.py": emit(plan, program) for program in programs}
     entry = entry_name(plan)
     sources[entry] = _entry(plan, entry)
     sources |= operator_sources(plan.graph)

@@ -1,4 +1,4 @@
-"""The plan file: what the runtime must know of a build, as JSON: stages, pieces of tensors, exchanges."""
+"""The plan file: what the runtime must know of a build, as JSON: stages, programs, pieces of tensors, exchanges."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from superscaler.codegen.lower import fine_shape, local_shape
-from superscaler.codegen.program import Exchange, Program
+from superscaler.codegen.program import Exchange, Program, Send
 from superscaler.ir.graph import Graph
 from superscaler.ir.layout import Extent, Layout
-from superscaler.ir.mesh import TIME
+from superscaler.ir.mesh import TIME, Mesh
 from superscaler.ir.size import Size
 from superscaler.ir.tensor import Role
 from superscaler.ir.text import format_graph
@@ -18,7 +18,7 @@ from superscaler.planner.micro_batches import batch_axes
 from superscaler.planner.plan import Plan
 from superscaler.planner.steps import space_partial
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file's format; `superscaler.runtime.build` reads it."""
 
 
@@ -29,7 +29,7 @@ def describe_build(
 
     Args:
         plan: What was compiled.
-        programs: One per stage.
+        programs: One per row.
         files: Name -> sha256 of each other file of the build.
         reference: How the user named the model, or empty.
     """
@@ -49,8 +49,10 @@ def describe_build(
             name: {"dtype": graph.tensors[name].dtype, "shape": list(graph.tensors[name].shape)}
             for name in graph.inputs
         },
-        "loss_stage": next((p.stage for p in programs if graph.outputs and graph.outputs[0] in p.outputs), 0),
-        "stages": [_stage(plan, program) for program in programs],
+        "stages": [_mesh(mesh) for mesh in plan.materialized.stages],
+        "programs": [_program(plan, program) for program in programs],
+        "loss_row": next((p.row for p in programs if graph.outputs and graph.outputs[0] in p.outputs), 0),
+        "messages": _messages(plan, programs),
         "unread": _unread(graph, programs),
         "initialisers": {name: [list(step) for step in steps] for name, steps in graph.initialisers.items()},
         "exchanges": _exchanges(plan, programs),
@@ -58,7 +60,9 @@ def describe_build(
     if graph.sizes:
         described["sizes"] = dict(graph.sizes)
         described["requirements"] = [[one.condition, one.reason] for one in plan.requirements]
-    text = format_graph(graph) + repr((plan.name, described["stages"], [str(p.tasks) for p in programs]))
+    text = format_graph(graph) + repr(
+        (plan.name, described["stages"], described["programs"], [str(p.tasks) for p in programs])
+    )
     described["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
     return _with_sizes_as_text(described)
 
@@ -84,11 +88,20 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _stage(plan: Plan, program: Program) -> dict[str, Any]:
-    mesh = program.mesh
+def module_name(program: Program) -> str:
+    """The file of a program, without ``.py``."""
+    return f"stage{program.row}"
+
+
+def _mesh(mesh: Mesh) -> dict[str, Any]:
+    return {"devices": list(mesh.devices), "axes": [list(axis) for axis in mesh.axes], "chunk": mesh.chunk}
+
+
+def _program(plan: Plan, program: Program) -> dict[str, Any]:
     described: dict[str, Any] = {
-        "module": f"stage{program.stage}",
-        "mesh": {"devices": list(mesh.devices), "axes": [list(axis) for axis in mesh.axes]},
+        "module": module_name(program),
+        "devices": list(program.devices),
+        "stages": list(program.stages),
         "tensors": {name: _tensor(plan, program, name) for name in (*program.stored, *program.fed)},
     }
     if not plan.graph.is_training:
@@ -125,6 +138,7 @@ def _tensor(plan: Plan, program: Program, name: str) -> dict[str, Any]:
     return {
         "role": str(tensor.role),
         "source": tensor.name,
+        "stage": next(number for number, mesh in program.stages.items() if mesh.home == layout.mesh.home),
         **({} if saved_as is None else {"saved_as": list(saved_as)}),
         "dtype": tensor.dtype,
         "shape": list(tensor.shape),
@@ -134,6 +148,17 @@ def _tensor(plan: Plan, program: Program, name: str) -> dict[str, Any]:
             list(pieces) if pieces else None for pieces in layout.pieces or (None,) * len(layout.sizes)
         ],
     }
+
+
+def _messages(plan: Plan, programs: Sequence[Program]) -> list[list[int]]:
+    """The pairs of stages between which messages travel, the one that sends first."""
+    sends = {
+        (plan.materialized.stages.index(instruction.step.before.mesh), instruction.stage)
+        for program in programs
+        for _, instruction in program.instructions()
+        if isinstance(instruction, Send)
+    }
+    return [list(pair) for pair in sorted(sends)]
 
 
 def _exchanges(plan: Plan, programs: Sequence[Program]) -> dict[str, Any]:
@@ -155,6 +180,7 @@ def _exchange(plan: Plan, program: Program, instruction: Exchange) -> dict[str, 
         "target_view": _shapes(step.after, fine_shape(step.after)),
         "target_shape": _shapes(step.after, target),
         "sum": bool(space_partial(step.before)) and not space_partial(step.after),
+        "crosses": step.before.mesh != step.after.mesh,
         "moves": [
             [move.source, move.target, _box(move.source_box), _box(move.target_box)]
             for move in exchange_moves(step)

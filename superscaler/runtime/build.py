@@ -15,7 +15,7 @@ from superscaler.ir.size import Requirement, bind_sizes, evaluate, symbol
 from superscaler.ir.tensor import Role
 from superscaler.runtime.stored_tensor import StoredTensor, read_stored_tensor
 
-FORMAT = 1
+FORMAT = 2
 """Version of plan.json this runtime reads."""
 TORCH_FROM, TORCH_BELOW = (2, 11), (2, 14)
 """Versions of torch this runtime is known to work with."""
@@ -32,12 +32,14 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class StageProgram:
+class RowProgram:
     """One source file, and the devices that run it."""
 
     module: str
     """Name of the file, without ``.py``."""
-    mesh: Mesh
+    devices: tuple[int, ...]
+    stages: tuple[int, ...]
+    """The stages these devices take part in."""
     tensors: Mapping[str, StoredTensor]
     outputs: Mapping[str, Output]
     """What its ``infer_step`` returns; empty for training."""
@@ -70,8 +72,13 @@ class Build:
     micro_batches: int
     inputs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
     """Name -> dtype and shape of one whole step."""
-    loss_stage: int
-    stages: tuple[StageProgram, ...]
+    stages: tuple[Mesh, ...]
+    """The mesh of each; a device may take part in several."""
+    programs: tuple[RowProgram, ...]
+    loss_row: int
+    """Which of the programs reports the loss."""
+    messages: tuple[tuple[int, int], ...]
+    """The pairs of stages between which messages travel, the one that sends first."""
     initialisers: Mapping[str, Any]
     exchanges: Mapping[str, Any]
     unread: Mapping[str, UnreadTensor]
@@ -99,37 +106,37 @@ class Build:
     def _at(self, sizes: Mapping[str, int]) -> "Build":
         """The build for other sizes, in which inputs, outputs and exchanges differ."""
         plan = self.described
-        stages = []
-        for stage, entry in zip(self.stages, plan["stages"], strict=True):
+        programs = []
+        for program, entry in zip(self.programs, plan["programs"], strict=True):
             inputs = {name: one for name, one in entry["tensors"].items() if one["role"] == Role.INPUT}
-            fresh = _read_tensors(_at_sizes(inputs, sizes), stage.mesh)
-            outputs = _read_outputs(_at_sizes(entry.get("outputs", {}), sizes), stage.mesh)
-            stages.append(replace(stage, tensors={**stage.tensors, **fresh}, outputs=outputs))
+            fresh = _read_tensors(_at_sizes(inputs, sizes), self.stages)
+            outputs = _read_outputs(_at_sizes(entry.get("outputs", {}), sizes), self.stages)
+            programs.append(replace(program, tensors={**program.tensors, **fresh}, outputs=outputs))
         return replace(
             self,
             inputs=_read_inputs(_at_sizes(plan["inputs"], sizes)),
-            stages=tuple(stages),
+            programs=tuple(programs),
             exchanges=_at_sizes(plan["exchanges"], sizes),
             sizes=sizes,
         )
 
-    def stage_of(self, rank: int) -> StageProgram:
+    def program_of(self, rank: int) -> RowProgram:
         """The program of a rank."""
-        return next(stage for stage in self.stages if rank in stage.mesh.devices)
+        return next(program for program in self.programs if rank in program.devices)
 
     def outputs(self) -> dict[str, Output]:
-        """What ``infer_step`` returns, over all stages; of one that several hold, the first."""
+        """What ``infer_step`` returns, over all programs; of one that several hold, the first."""
         found: dict[str, Output] = {}
-        for stage in self.stages:
-            for name, output in stage.outputs.items():
+        for program in self.programs:
+            for name, output in program.outputs.items():
                 found.setdefault(name, output)
         return found
 
     def tensors(self, *roles: Role) -> dict[str, StoredTensor]:
-        """Tensors of these roles over all stages by source; of one that several hold, the first."""
+        """Tensors of these roles over all programs by source; of one that several hold, the first."""
         found: dict[str, StoredTensor] = {}
-        for stage in self.stages:
-            for tensor in stage.with_role(*roles):
+        for program in self.programs:
+            for tensor in program.with_role(*roles):
                 found.setdefault(tensor.source, tensor)
         return found
 
@@ -216,17 +223,10 @@ def _check_files(folder: Path, plan: Mapping[str, Any], allow_edited: bool) -> d
 def _read(folder: Path, described: Mapping[str, Any], fingerprint: str) -> Build:
     sizes = described.get("sizes", {})
     plan = _at_sizes(described, sizes)
-    stages = []
-    for stage in plan["stages"]:
-        axes = tuple((name, size) for name, size in stage["mesh"]["axes"])
-        mesh = Mesh(tuple(stage["mesh"]["devices"]), axes, plan["micro_batches"])
-        tensors, outputs = (
-            _read_tensors(stage["tensors"], mesh),
-            _read_outputs(stage.get("outputs", {}), mesh),
-        )
-        stages.append(StageProgram(stage["module"], mesh, tensors, outputs))
-    devices = sorted(device for stage in stages for device in stage.mesh.devices)
-    assert devices == list(range(plan["world_size"])), f"stages use devices {devices}"
+    stages = tuple(_read_mesh(entry, plan["micro_batches"]) for entry in plan["stages"])
+    programs = tuple(_read_program(entry, stages) for entry in plan["programs"])
+    devices = sorted(device for program in programs for device in program.devices)
+    assert devices == list(range(plan["world_size"])), f"programs use devices {devices}"
     return Build(
         folder=folder,
         name=plan["name"],
@@ -235,8 +235,10 @@ def _read(folder: Path, described: Mapping[str, Any], fingerprint: str) -> Build
         world_size=plan["world_size"],
         micro_batches=plan["micro_batches"],
         inputs=_read_inputs(plan["inputs"]),
-        loss_stage=plan["loss_stage"],
-        stages=tuple(stages),
+        stages=stages,
+        programs=programs,
+        loss_row=plan["loss_row"],
+        messages=tuple((source, target) for source, target in plan["messages"]),
         initialisers=plan["initialisers"],
         exchanges=plan["exchanges"],
         unread={
@@ -255,12 +257,25 @@ def _read_inputs(entries: Mapping[str, Any]) -> dict[str, tuple[torch.dtype, tup
     return {name: (getattr(torch, entry["dtype"]), tuple(entry["shape"])) for name, entry in entries.items()}
 
 
-def _read_tensors(entries: Mapping[str, Any], mesh: Mesh) -> dict[str, StoredTensor]:
-    return {name: read_stored_tensor(name, entry, mesh) for name, entry in entries.items()}
+def _read_mesh(entry: Mapping[str, Any], micro_batches: int) -> Mesh:
+    axes = tuple((name, size) for name, size in entry["axes"])
+    return Mesh(tuple(entry["devices"]), axes, micro_batches, entry["chunk"])
 
 
-def _read_outputs(entries: Mapping[str, Any], mesh: Mesh) -> dict[str, Output]:
-    tensors = _read_tensors(entries, mesh)
+def _read_program(entry: Mapping[str, Any], stages: Sequence[Mesh]) -> RowProgram:
+    tensors = _read_tensors(entry["tensors"], stages)
+    outputs = _read_outputs(entry.get("outputs", {}), stages)
+    return RowProgram(entry["module"], tuple(entry["devices"]), tuple(entry["stages"]), tensors, outputs)
+
+
+def _read_tensors(entries: Mapping[str, Any], stages: Sequence[Mesh]) -> dict[str, StoredTensor]:
+    return {
+        name: read_stored_tensor(name, entry, stages[entry["stage"]].home) for name, entry in entries.items()
+    }
+
+
+def _read_outputs(entries: Mapping[str, Any], stages: Sequence[Mesh]) -> dict[str, Output]:
+    tensors = _read_tensors(entries, stages)
     return {name: Output(name, tensors[name], entry["rows_per_sample"]) for name, entry in entries.items()}
 
 

@@ -1,6 +1,7 @@
 """Runtime: the words in which generated programs move tensors between ranks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, overload
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from superscaler.errors import SuperscalerError
 from superscaler.ir.mesh import Mesh, format_devices
-from superscaler.runtime.exchange import Exchange, exchange_ranks, read_exchange
+from superscaler.runtime.exchange import Exchange, Move, exchange_groups, read_exchange
 from superscaler.runtime.flat_messages import (
     apply_joined,
     buckets,
@@ -20,7 +21,7 @@ from superscaler.runtime.flat_messages import (
     overwrite,
     split_columns,
 )
-from superscaler.runtime.groups import Axis, create_groups
+from superscaler.runtime.groups import Axis, Giver, Way, create_groups, partner
 from superscaler.runtime.pending_sends import PendingSends
 
 REDUCERS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
@@ -35,8 +36,9 @@ class Runtime:
 
     Args:
         rank: This process.
-        stages: The mesh of each stage, in order; a rank lies in exactly one.
+        stages: The mesh of each stage, in order; a rank may take part in several.
         device: Where this rank's tensors are.
+        messages: The pairs of stages between which messages travel, the one that sends first.
         exchanges: ``plan.json``'s table of irregular redistributions.
         sizes: Sizes that vary, and what they are now.
         timeout: Longest wait of one communication, in seconds.
@@ -48,19 +50,26 @@ class Runtime:
         stages: Sequence[Mesh],
         device: torch.device | str = "cpu",
         *,
+        messages: Iterable[tuple[int, int]] = (),
         exchanges: Mapping[str, Any] | None = None,
         sizes: Mapping[str, int] | None = None,
         timeout: float = 600.0,
     ) -> None:
         exchanges = exchanges or {}
         self.rank, self.stages, self.device, self.timeout = rank, tuple(stages), torch.device(device), timeout
-        self.stage = next(i for i, mesh in enumerate(self.stages) if rank in mesh.devices)
-        self.mesh = self.stages[self.stage]
+        self._own = tuple(number for number, mesh in enumerate(self.stages) if rank in mesh.devices)
         self.use_sizes(sizes or {}, exchanges)
-        members = {name: exchange_ranks(table) for name, table in exchanges.items()}
-        with self._naming("creating process groups", "all axes", self.mesh.devices):
-            self._groups = create_groups(rank, self.stages, members, timedelta(seconds=timeout))
+        with self._naming("creating process groups", "all axes", self._everyone()):
+            self._groups = create_groups(
+                rank,
+                self.stages,
+                messages,
+                exchange_groups(exchanges),
+                self.device,
+                timedelta(seconds=timeout),
+            )
         self._sends = PendingSends(is_gloo=self.device.type == "cpu")
+        self._handed: defaultdict[tuple[int, int] | str, deque[Tensor]] = defaultdict(deque)
 
     def use_sizes(self, sizes: Mapping[str, int], exchanges: Mapping[str, Any]) -> None:
         """Take the sizes of another batch, and the redistributions for them; every rank does so."""
@@ -71,9 +80,16 @@ class Runtime:
         """What the size `name`, which varies, is for the batch at hand."""
         return self._sizes[name]
 
-    def axis(self, name: str) -> Axis:
-        """The axis `name` of this rank's mesh."""
-        return self._groups.axes[name]
+    def axis(self, name: str, stage: int | None = None) -> Axis:
+        """The axis `name` of the mesh of one of this rank's stages, or of all of them that have it, if these agree."""
+        if stage is not None:
+            return self._groups.axes[stage, name]
+        found = [axis for (_, own), axis in self._groups.axes.items() if own == name]
+        assert found, f"no mesh of rank {self.rank} has an axis {name!r}"
+        assert all(axis == found[0] for axis in found), (
+            f"stages of rank {self.rank} differ in the axis {name!r}"
+        )
+        return found[0]
 
     @overload
     def all_reduce(self, x: Tensor, axis: Axis, op: str = "sum") -> Tensor: ...
@@ -114,7 +130,7 @@ class Runtime:
         with self._naming("reduce_scatter", axis.name, axis.ranks):
             for indices in buckets(x):
                 pieces = [lead_with_pieces(x[i], dim[i], axis.size) for i in indices]
-                flat = _join_columns(pieces)
+                flat = axis.to_group(_join_columns(pieces))
                 mine = flat.new_empty(flat.shape[1])
                 dist.reduce_scatter_tensor(mine, flat.view(-1), group=axis.group)
                 parts = split_columns(mine.unsqueeze(0), [piece.shape[1:] for piece in pieces])
@@ -140,7 +156,7 @@ class Runtime:
                 flat = _join_columns([x[i].unsqueeze(0) for i in indices])
                 gathered = flat.new_empty(axis.size, flat.shape[1])
                 dist.all_gather_into_tensor(gathered.view(-1), flat.view(-1), group=axis.group)
-                parts = split_columns(gathered, [x[i].shape for i in indices])
+                parts = split_columns(axis.from_group(gathered), [x[i].shape for i in indices])
                 for index, part in zip(indices, parts, strict=True):
                     results[index] = join_pieces(part, dim[index])
         return results
@@ -150,75 +166,130 @@ class Runtime:
         if axis.size == 1:
             return x
         with self._naming("all_to_all", axis.name, axis.ranks):
-            pieces = lead_with_pieces(x, split_dim, axis.size).contiguous()
+            pieces = axis.to_group(lead_with_pieces(x, split_dim, axis.size)).contiguous()
             received = torch.empty_like(pieces)
             dist.all_to_all_single(received.view(-1), pieces.view(-1), group=axis.group)
-        return join_pieces(received, concat_dim)
+        return join_pieces(axis.from_group(received), concat_dim)
 
-    def send(self, x: Tensor, stage: int) -> None:
-        """Start sending `x` to this rank's partner in `stage`; `x` may be freed, but not overwritten."""
-        partner, group = self._partner(stage)
-        with self._naming("send", f"stage {stage}", (self.rank, partner)):
-            x = x.contiguous()
-            self._sends.add(dist.isend(x, partner, group=group), x)
-
-    def receive(self, shape: Sequence[int], dtype: torch.dtype, stage: int) -> Tensor:
-        """Wait for a tensor of `shape` from this rank's partner in `stage`."""
-        partner, group = self._partner(stage, sending=False)
-        x = torch.empty(tuple(shape), dtype=dtype, device=self.device)
-        with self._naming("receive", f"stage {stage}", (self.rank, partner)):
-            dist.recv(x, partner, group=group)
-        return x
-
-    def exchange(self, x: Tensor | None, name: str) -> Tensor | None:
-        """Redistribute by the plan's table `name`; every rank of the table calls this. Who only sends does not wait.
+    def send(self, x: Tensor, stage: int, source: int | None = None) -> None:
+        """Start sending `x` to this rank's partner in `stage`; `x` may be freed, but not overwritten.
 
         Args:
-            x: This rank's piece; None where it only receives.
-            name: Of the exchange in ``plan.json``.
+            x: What to send.
+            stage: The stage that receives. The partner may be this rank itself.
+            source: The stage that sends; may be left out where this rank takes part in one only.
+        """
+        source = self._one_of_own(source)
+        receiver = partner(self.rank, self.stages[source], self.stages[stage])
+        if receiver == self.rank:
+            self._handed[source, stage].append(x.clone(memory_format=torch.contiguous_format))
+            return
+        with self._naming("send", f"stage {stage}", (self.rank, receiver)):
+            way = Way(source, stage, self.rank, receiver)
+            self._transfer(self._groups.messages[way], sent=[(receiver, x.contiguous())])
 
-        Returns:
-            This rank's new piece, None where it receives nothing.
+    def receive(
+        self, shape: Sequence[int], dtype: torch.dtype, stage: int, target: int | None = None
+    ) -> Tensor:
+        """Wait for a tensor of `shape` from this rank's partner in `stage`.
+
+        Args:
+            shape: Of what is sent.
+            dtype: Of what is sent.
+            stage: The stage that sends.
+            target: The stage that receives; may be left out where this rank takes part in one only.
+        """
+        target = self._one_of_own(target)
+        sender = partner(self.rank, self.stages[target], self.stages[stage])
+        with self._naming("receive", f"stage {stage}", (self.rank, sender)):
+            if sender == self.rank:
+                return self._take_handed((stage, target))
+            x = torch.empty(tuple(shape), dtype=dtype, device=self.device)
+            way = Way(stage, target, sender, self.rank)
+            self._transfer(self._groups.messages[way], received=[(sender, x)])
+        return x
+
+    def give(self, x: Tensor, name: str) -> None:
+        """Start handing out `x`, this rank's piece, by the plan's table `name`; does not wait, as `send`.
+
+        Every rank of the stage that gives calls this, every rank of the one that takes calls `take`.
         """
         table = self._exchanges[name]
-        messages = [
-            (move, torch.empty(move.shape, dtype=table.dtype, device=self.device))
-            if move.source != self.rank
-            else (move, table.box_to_send(_present(x, name), move))
-            for move in table.moves
-        ]
         with self._naming("exchange", name, table.ranks):
-            self._transfer(messages, self._groups.exchanges[name])
-        return self._collect(table, [(move, m) for move, m in messages if move.target == self.rank])
+            sent = self._boxes_to_send(x, name)
+            if sent:
+                self._transfer(self._groups.exchanges[Giver(name, self.rank)], sent=sent)
+
+    def take(self, name: str) -> Tensor:
+        """Wait for this rank's new piece by the plan's table `name`, which is sent with `give`."""
+        table = self._exchanges[name]
+        with self._naming("exchange", name, table.ranks):
+            boxes = self._boxes_to_fill(name)
+            for sender in dict.fromkeys(move.source for move, _ in boxes if not move.is_local):
+                received = [(sender, box) for move, box in boxes if move.source == sender]
+                self._transfer(self._groups.exchanges[Giver(name, sender)], received=received)
+        return self._put_together(table, boxes)
+
+    def exchange(self, x: Tensor, name: str) -> Tensor:
+        """Redistribute `x` within one stage by the plan's table `name`; returns this rank's new piece.
+
+        Every rank of the stage calls this. It gives and takes at once.
+        """
+        table = self._exchanges[name]
+        with self._naming("exchange", name, table.ranks):
+            sent, boxes = self._boxes_to_send(x, name), self._boxes_to_fill(name)
+            received = [(move.source, box) for move, box in boxes if not move.is_local]
+            if sent or received:
+                self._transfer(self._groups.exchanges[Giver(name)], sent, received)
+        return self._put_together(table, boxes)
 
     def finish(self) -> None:
         """Wait until everything sent has left."""
-        with self._naming("send", "all stages", self.mesh.devices):
+        with self._naming("send", "all stages", self._everyone()):
             self._sends.wait()
 
-    def _transfer(self, messages: list, group: Any) -> None:
-        requests, receives = [], False
-        for move, message in messages:
-            if move.source == move.target:
-                continue
-            outgoing = move.source == self.rank
-            receives = receives or not outgoing
-            peer = move.target if outgoing else move.source
-            requests.append(dist.P2POp(dist.isend if outgoing else dist.irecv, message, peer, group=group))
-        sent = [message for move, message in messages if move.source == self.rank]
-        for work in dist.batch_isend_irecv(requests) if requests else ():
-            if receives:
+    def _transfer(
+        self,
+        group: Any,
+        sent: Sequence[tuple[int, Tensor]] = (),
+        received: Sequence[tuple[int, Tensor]] = (),
+    ) -> None:
+        """Send to and receive from the ranks named beside each tensor, at once; waits where this rank receives."""
+        requests = [dist.P2POp(dist.isend, x, rank, group=group) for rank, x in sent]
+        requests += [dist.P2POp(dist.irecv, x, rank, group=group) for rank, x in received]
+        for work in dist.batch_isend_irecv(requests):
+            if received:
                 work.wait()
-            else:  # as with send: a stage that waited here could wait for one that waits for it
-                self._sends.add(work, sent)
+            else:  # a rank that waited here could wait for one that waits for it
+                self._sends.add(work, [x for _, x in sent])
 
-    def _collect(self, table: Exchange, messages: list) -> Tensor | None:
-        if table.target_view is None:
-            return None
+    def _boxes_to_send(self, x: Tensor, name: str) -> list[tuple[int, Tensor]]:
+        """What other ranks get of `x`; what this one keeps for itself is laid aside."""
+        table = self._exchanges[name]
+        boxes = [(move, table.box_to_send(x, move)) for move in table.moves if move.source == self.rank]
+        self._handed[name].extend(box for move, box in boxes if move.is_local)
+        return [(move.target, box) for move, box in boxes if not move.is_local]
+
+    def _boxes_to_fill(self, name: str) -> list[tuple[Move, Tensor]]:
+        """What this rank gets: empty where another rank sends it."""
+        table = self._exchanges[name]
+        return [
+            (move, self._take_handed(name) if move.is_local else table.empty_box(move, self.device))
+            for move in table.moves
+            if move.target == self.rank
+        ]
+
+    def _put_together(self, table: Exchange, boxes: Sequence[tuple[Move, Tensor]]) -> Tensor:
         target = table.empty_target(self.device)
-        for move, message in messages:
-            table.put(target, move, message)
+        for move, box in boxes:
+            table.put(target, move, box)
         return target.view(table.target_shape or ())
+
+    def _take_handed(self, way: tuple[int, int] | str) -> Tensor:
+        """The next of what this rank handed to itself between two stages, or in an exchange."""
+        if not self._handed[way]:
+            raise RuntimeError("this rank has handed nothing to itself yet")
+        return self._handed[way].popleft()
 
     def _reduce(self, x: Tensor, axis: Axis, op: str) -> Tensor:
         dist.all_reduce(x, op=REDUCERS[op], group=axis.group)
@@ -230,11 +301,14 @@ class Runtime:
         self._reduce(x.sub_(largest).exp_(), axis, "sum")
         return x.log_().add_(largest)
 
-    def _partner(self, stage: int, *, sending: bool = True) -> tuple[int, Any]:
-        """The rank at this rank's place in another stage, and the group of the direction."""
-        partner = self.stages[stage].devices[self.mesh.devices.index(self.rank)]
-        is_up = (stage > self.stage) == sending
-        return partner, self._groups.up if is_up else self._groups.down
+    def _one_of_own(self, stage: int | None) -> int:
+        if stage is not None:
+            return stage
+        assert len(self._own) == 1, f"rank {self.rank} takes part in the stages {self._own}: name one"
+        return self._own[0]
+
+    def _everyone(self) -> tuple[int, ...]:
+        return tuple(sorted({device for mesh in self.stages for device in mesh.devices}))
 
     @contextmanager
     def _naming(self, operation: str, where: str, ranks: Sequence[int]) -> Iterator[None]:
@@ -257,8 +331,3 @@ def _join_columns(parts: Sequence[Tensor]) -> Tensor:
     """[n, *shape] tensors side by side as one contiguous [n, total]."""
     flat = [part.flatten(1) if part.dim() > 1 else part.unsqueeze(1) for part in parts]
     return flat[0].contiguous() if len(flat) == 1 else torch.cat(flat, dim=1)
-
-
-def _present(x: Tensor | None, name: str) -> Tensor:
-    assert x is not None, f"this rank sends in exchange {name!r}, so it must hold a piece"
-    return x

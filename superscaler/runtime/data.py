@@ -31,7 +31,7 @@ class Batches:
     ) -> None:
         self._files = TensorFiles(path)
         self._rank, self._device, self._micro_batches = rank, device, build.micro_batches
-        self._inputs = build.stage_of(rank).with_role(Role.INPUT)
+        self._inputs = build.program_of(rank).with_role(Role.INPUT)
         self.samples = self._check(build, 1 if may_repeat else 0)
         """How many there are."""
         sizes = [shape[0] for _, shape in build.inputs.values() if shape]

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from superscaler.runtime.groups import Giver
+
 Box = tuple[slice, ...]
 
 
@@ -20,6 +22,11 @@ class Move:
     target_box: Box
 
     @property
+    def is_local(self) -> bool:
+        """Whether a rank keeps the box for itself."""
+        return self.source == self.target
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Elements per fine dim."""
         return tuple(part.stop - part.start for part in self.target_box)
@@ -27,13 +34,13 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What one rank does in an exchange."""
+    """What one rank does in an exchange, be it within a stage or from one to another."""
 
     dtype: torch.dtype
     ranks: tuple[int, ...]
-    """All ranks that send or receive."""
+    """All ranks that give or take."""
     moves: tuple[Move, ...]
-    """Those that start or end here, in the order of the table, which is one order for all ranks."""
+    """Those that start or end here, local ones too, in the order of the table, which is one order for all ranks."""
     source_view: tuple[int, ...]
     """The fine shape of what this rank holds."""
     target_view: tuple[int, ...] | None
@@ -45,6 +52,10 @@ class Exchange:
     def box_to_send(self, x: Tensor, move: Move) -> Tensor:
         """The part of `x` a move takes, contiguous."""
         return x.reshape(self.source_view)[move.source_box].to(self.dtype).contiguous()
+
+    def empty_box(self, move: Move, device: torch.device) -> Tensor:
+        """What a message is received into."""
+        return torch.empty(move.shape, dtype=self.dtype, device=device)
 
     def empty_target(self, device: torch.device) -> Tensor:
         """What messages are put into, over fine dims."""
@@ -58,9 +69,19 @@ class Exchange:
         part.copy_(message.view(part.shape)) if not self.is_sum else part.add_(message.view(part.shape))
 
 
-def exchange_ranks(table: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ranks that take part in an exchange of ``plan.json``."""
-    return tuple(sorted({rank for source, target, *_ in table["moves"] for rank in (source, target)}))
+def exchange_groups(tables: Mapping[str, Mapping[str, Any]]) -> dict[Giver, tuple[int, ...]]:
+    """The ranks of every group that the exchanges of ``plan.json`` need.
+
+    Within a stage all ranks send and receive at once. From one stage to another who gives does not wait, and a rank
+    may do both at different times: there, each that gives has a group of its own.
+    """
+    groups: dict[Giver, set[int]] = {}
+    for name, table in tables.items():
+        for source, target, *_ in table["moves"]:
+            if source != target:
+                giver = Giver(name, source) if table["crosses"] else Giver(name)
+                groups.setdefault(giver, set()).update((source, target))
+    return {giver: tuple(sorted(ranks)) for giver, ranks in groups.items()}
 
 
 def read_exchange(table: Mapping[str, Any], rank: int) -> Exchange:
@@ -77,7 +98,7 @@ def read_exchange(table: Mapping[str, Any], rank: int) -> Exchange:
 
     return Exchange(
         dtype=getattr(torch, table["dtype"]),
-        ranks=exchange_ranks(table),
+        ranks=tuple(sorted({rank for source, target, *_ in table["moves"] for rank in (source, target)})),
         moves=moves,
         source_view=own("source_view") or (),
         target_view=own("target_view"),

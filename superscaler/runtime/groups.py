@@ -1,16 +1,22 @@
-"""Process groups: one per line of each mesh axis, two per line of partners across stages, one per exchange.
+"""Process groups: one per line of devices along mesh axes, one per way of messages, one per giver in an exchange.
 
-A rank takes part only in creating the groups it is a member of. All ranks walk their groups in one global
-order, so that no circle of ranks waits for one another. torch names a group after its ranks and the number of
-groups its process has made, so a rank that is in no group of a kind others have makes one of its own.
+A rank takes part only in creating the groups it is a member of. Groups are made in rounds, the same for all ranks;
+the groups of one round have no rank in common, so that no circle of ranks waits for one another. torch names a group
+after its ranks and the number of groups its process has made, so a rank that is in no group of a round makes one of
+its own.
+
+A group of messages has one sender, and messages of one pair of stages only: they leave in the order in which they are
+awaited. A communicator of NCCL that carried others too could stall, as it knows no tags.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from superscaler.ir.mesh import Mesh
 
@@ -26,64 +32,124 @@ class Axis:
     ranks: tuple[int, ...]
     """The ranks along the axis that share all other coordinates, in order."""
     group: Any = None
-    """Their process group; None where the axis has one device."""
+    """Their process group, in which ranks ascend; None where the axis has one device."""
+
+    def to_group(self, pieces: Tensor) -> Tensor:
+        """One piece per place along the axis, in the order of the group."""
+        order = [self.ranks.index(rank) for rank in sorted(self.ranks)]
+        return pieces if order == sorted(order) else pieces[order]
+
+    def from_group(self, pieces: Tensor) -> Tensor:
+        """One piece per member of the group, in the order of the axis."""
+        members = sorted(self.ranks)
+        order = [members.index(rank) for rank in self.ranks]
+        return pieces if order == sorted(order) else pieces[order]
+
+
+class Way(NamedTuple):
+    """The way of messages: from a rank, in a stage it takes part in, to a rank in another stage."""
+
+    source: int
+    """The stage that sends."""
+    target: int
+    """The stage that receives."""
+    sender: int
+    receiver: int
+
+
+class Giver(NamedTuple):
+    """An exchange and who sends in it: one rank, or -1 for all at once."""
+
+    exchange: str
+    sender: int = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
     """Every process group of one rank."""
 
-    axes: Mapping[str, Axis]
-    up: Any
-    """For messages to a higher stage."""
-    down: Any
-    """For messages to a lower stage: a communicator that carried both directions could stall."""
-    exchanges: Mapping[str, Any]
+    axes: Mapping[tuple[int, str], Axis]
+    """Number of a stage this rank takes part in, name of an axis of its mesh -> the axis."""
+    messages: Mapping[Way, Any]
+    exchanges: Mapping[Giver, Any]
 
 
 def create_groups(
-    rank: int, stages: Sequence[Mesh], exchanges: Mapping[str, Sequence[int]], timeout: timedelta
+    rank: int,
+    stages: Sequence[Mesh],
+    messages: Iterable[tuple[int, int]],
+    exchanges: Mapping[Giver, Sequence[int]],
+    device: torch.device,
+    timeout: timedelta,
 ) -> Groups:
     """Create the groups of `rank`; every rank of the plan calls this, at the same time.
 
     Args:
         rank: This process.
         stages: The mesh of each stage, in order.
-        exchanges: The ranks that take part in each exchange.
+        messages: The pairs of stages between which messages travel, the one that sends first.
+        exchanges: The ranks that send or receive, per exchange and giver.
+        device: Where this rank's tensors are.
         timeout: Longest wait of one communication.
     """
-    mesh = next(mesh for mesh in stages if rank in mesh.devices)
-    coordinates = mesh.coordinates(rank)
-    axes = {}
-    for number in range(max(len(stage.axes) for stage in stages)):
-        name, size = mesh.axes[number] if number < len(mesh.axes) else ("", 1)
-        ranks = mesh.group(name, rank) if name else (rank,)
-        others = [stage.axes[number][1] for stage in stages if number < len(stage.axes)]
-        group = _create(rank, ranks, timeout, is_known=max(others) > 1)
-        if name:
-            axes[name] = Axis(name, size, coordinates[name], ranks, group)
-    partners, is_known = partner_ranks(rank, stages), len(stages) > 1
-    up, down = (_create(rank, partners, timeout, is_known=is_known) for _ in ("up", "down"))
-    members = {
-        name: _create(rank, ranks, timeout, is_known=True) for name, ranks in sorted(exchanges.items())
+    lines = {line: line for mesh in stages for name in mesh.names for line in _lines(mesh, name)}
+    ways = {way: (way.sender, way.receiver) for pair in messages for way in _ways(stages, *pair)}
+    wanted: dict[Hashable, tuple[int, ...]] = {
+        **lines,
+        **ways,
+        **{giver: tuple(ranks) for giver, ranks in sorted(exchanges.items())},
     }
-    return Groups(axes, up, down, members)
+    made: dict[Hashable, Any] = {}
+    for number in make_rounds(wanted):
+        key = number.get(rank)
+        ranks = (rank,) if key is None else wanted[key]
+        made[key] = dist.new_group(list(ranks), timeout=timeout, use_local_synchronization=True)
+        if key not in lines and key is not None:
+            # NCCL connects a group at its first use, which waits for all members: a send would wait, too
+            dist.all_reduce(torch.zeros(1, device=device), group=made[key])
+    axes = {
+        (number, name): _axis(rank, mesh, name, made)
+        for number, mesh in enumerate(stages)
+        for name in (mesh.names if rank in mesh.devices else ())
+    }
+    return Groups(
+        axes,
+        {key: group for key, group in made.items() if isinstance(key, Way)},
+        {key: group for key, group in made.items() if isinstance(key, Giver)},
+    )
 
 
-def partner_ranks(rank: int, stages: Sequence[Mesh]) -> tuple[int, ...]:
-    """The ranks with this rank's index in the mesh of their stage, this one among them."""
-    mesh = next(mesh for mesh in stages if rank in mesh.devices)
-    index = mesh.devices.index(rank)
-    return tuple(sorted(stage.devices[index] for stage in stages if index < len(stage.devices)))
+def make_rounds(wanted: Mapping[Hashable, Sequence[int]]) -> list[dict[int, Hashable]]:
+    """Groups of several ranks in rounds: per round each rank that is in a group -> the one group it is in."""
+    rounds: list[dict[int, Hashable]] = []
+    for key, ranks in wanted.items():
+        if len(ranks) < 2:
+            continue
+        free = next((members for members in rounds if members.keys().isdisjoint(ranks)), None)
+        if free is None:
+            free = {}
+            rounds.append(free)
+        free |= dict.fromkeys(ranks, key)
+    return rounds
 
 
-def _create(rank: int, ranks: Sequence[int], timeout: timedelta, *, is_known: bool) -> Any:
-    """A group of `ranks`, made by its members alone; None where this rank is none, or the only one.
+def partner(rank: int, mesh: Mesh, other: Mesh) -> int:
+    """The rank at this one's place in another stage."""
+    return other.devices[mesh.devices.index(rank)]
 
-    Where some rank has a group of this kind (`is_known`), this one makes one in any case, to count alike.
-    """
-    if rank not in ranks or len(ranks) < 2:
-        if is_known and dist.is_initialized():
-            dist.new_group([rank], timeout=timeout, use_local_synchronization=True)
-        return None
-    return dist.new_group(list(ranks), timeout=timeout, use_local_synchronization=True)
+
+def _lines(mesh: Mesh, name: str) -> Iterable[tuple[int, ...]]:
+    """The devices along an axis, ascending, for each place along the others."""
+    return dict.fromkeys(tuple(sorted(mesh.group(name, device))) for device in mesh.devices)
+
+
+def _ways(stages: Sequence[Mesh], source: int, target: int) -> Iterable[Way]:
+    """The ways of messages between two stages; what a rank hands to itself needs none."""
+    pairs = zip(stages[source].devices, stages[target].devices, strict=False)
+    return (Way(source, target, sender, receiver) for sender, receiver in pairs if sender != receiver)
+
+
+def _axis(rank: int, mesh: Mesh, name: str, made: Mapping[Hashable, Any]) -> Axis:
+    ranks = mesh.group(name, rank)
+    group = made.get(tuple(sorted(ranks)))
+    return Axis(name, mesh.size(name), mesh.coordinates(rank)[name], ranks, group)

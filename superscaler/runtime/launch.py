@@ -40,7 +40,7 @@ def _run(session: Session, options: argparse.Namespace) -> None:
 
 def _train(session: Session, batches: Batches, options: argparse.Namespace) -> None:
     build, runtime = session.build, session.runtime
-    is_reporter = session.rank == build.stages[build.loss_stage].mesh.devices[0]
+    is_reporter = session.rank == build.programs[build.loss_row].devices[0]
     tokens = _elements_per_step(build)
     losses: list[Tensor | float] = []
     since, last = time.perf_counter(), 0

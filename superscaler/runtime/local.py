@@ -13,10 +13,9 @@ from torch import Tensor
 from superscaler.errors import BuildError
 from superscaler.ir.tensor import Role
 from superscaler.runtime.build import Build, read_build
-from superscaler.runtime.communication import Runtime
 from superscaler.runtime.host_memory import keep_freed_memory
 from superscaler.runtime.outputs import join_pieces
-from superscaler.runtime.session import load_module
+from superscaler.runtime.session import load_module, make_runtime
 from superscaler.runtime.weights import load_weights
 
 
@@ -39,14 +38,14 @@ class _Program:
         """Training steps the weights have seen."""
         self.notes = start.notes
         """What a user should know of how the weights were read."""
-        self._runtime = Runtime(0, [build.stages[0].mesh], device, sizes=build.sizes)
-        self._module = load_module(build.folder, build.stages[0])
+        self._runtime = make_runtime(build, 0, device)
+        self._module = load_module(build.folder, build.program_of(0))
 
     def _micro_batches(self, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         if self.build.sizes and batch.keys() >= self.build.inputs.keys():
             self.build = self.build.bind({name: batch[name].shape for name in self.build.inputs})
             self._runtime.use_sizes(self.build.sizes, self.build.exchanges)
-        inputs = self.build.stages[0].with_role(Role.INPUT)
+        inputs = self.build.program_of(0).with_role(Role.INPUT)
         return [
             {value.name: self._piece(batch, value.source, value.runs(0, number)) for value in inputs}
             for number in range(self.build.micro_batches)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from superscaler.errors import BuildError, SuperscalerError
-from superscaler.runtime.build import Build, StageProgram, read_build
+from superscaler.runtime.build import Build, RowProgram, read_build
 from superscaler.runtime.communication import Runtime
 from superscaler.runtime.ranks import check_world, choose_device, join_ranks, relative
 from superscaler.runtime.weights import load_weights
@@ -31,7 +31,7 @@ class Session:
     device: torch.device
     runtime: Runtime
     module: Any
-    """The program of its stage."""
+    """Its program."""
     weights: dict[str, Tensor]
     states: dict[str, Tensor]
     steps: int
@@ -71,11 +71,8 @@ def _open(folder: Path, options: argparse.Namespace) -> Session:
     device = choose_device(backend)
     if build.world_size > 1:
         join_ranks(build, rank, backend, options.timeout)
-    meshes = [program.mesh for program in build.stages]
-    runtime = Runtime(
-        rank, meshes, device, exchanges=build.exchanges, sizes=build.sizes, timeout=options.timeout
-    )
-    module = load_module(folder, build.stage_of(rank))
+    runtime = make_runtime(build, rank, device, options.timeout)
+    module = load_module(folder, build.program_of(rank))
     start = load_weights(options.weights, build, rank, device, options.seed)
     if rank == 0:
         for note in start.notes:
@@ -84,10 +81,23 @@ def _open(folder: Path, options: argparse.Namespace) -> Session:
     return Session(build, rank, device, runtime, module, start.weights, start.states, start.step, data)
 
 
-def load_module(folder: Path, stage: StageProgram) -> Any:
-    """Import the program of a stage from a build folder."""
-    path = folder / f"{stage.module}.py"
-    specification = importlib.util.spec_from_file_location(stage.module, path)
+def make_runtime(build: Build, rank: int, device: torch.device, timeout: float = 600.0) -> Runtime:
+    """What the program of a rank communicates with."""
+    return Runtime(
+        rank,
+        build.stages,
+        device,
+        messages=build.messages,
+        exchanges=build.exchanges,
+        sizes=build.sizes,
+        timeout=timeout,
+    )
+
+
+def load_module(folder: Path, program: RowProgram) -> Any:
+    """Import a program from a build folder."""
+    path = folder / f"{program.module}.py"
+    specification = importlib.util.spec_from_file_location(program.module, path)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)

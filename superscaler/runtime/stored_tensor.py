@@ -17,12 +17,12 @@ Runs = list[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """An input, parameter, buffer or optimizer state of one stage."""
+    """An input, parameter, buffer or optimizer state, held on one mesh."""
 
     name: str
-    """What the stage's program calls it."""
+    """What the programs that hold it call it."""
     source: str
-    """The logical tensor; two stages, or two layouts in one stage, may each hold a value of it."""
+    """The logical tensor; two meshes, or two layouts on one mesh, may each hold a value of it."""
     role: Role
     dtype: torch.dtype
     shape: tuple[int, ...]

@@ -66,15 +66,15 @@ def load_weights(
     if given is not None:
         check_headers(given.path, given.headers, _wanted(build), states if has_states else {})
     _check_all_known(build, given, own)
-    stage = build.stage_of(rank)
+    program = build.program_of(rank)
     weights = {
         tensor.name: _weight(tensor, rank, build, given, own, device, seed)
-        for tensor in stage.with_role(*WEIGHTS)
+        for tensor in program.with_role(*WEIGHTS)
     }
     if given is None or not has_states:
         return Loaded(weights, _zero_states(build, rank, device), 0, _notes(build, given))
-    pieces = {t.name: given.read(t.source, t.runs(rank)) for t in stage.with_role(Role.STATE)}
-    found = {t.name: pieces[t.name].to(device, t.dtype) for t in stage.with_role(Role.STATE)}
+    pieces = {t.name: given.read(t.source, t.runs(rank)) for t in program.with_role(Role.STATE)}
+    found = {t.name: pieces[t.name].to(device, t.dtype) for t in program.with_role(Role.STATE)}
     return Loaded(weights, found, int(given.metadata.get("step", 0)), _notes(build, given))
 
 
@@ -118,7 +118,7 @@ def _read_tied(files: TensorFiles, names: Sequence[str], tensor: StoredTensor, r
 
 
 def _zero_states(build: Build, rank: int, device: torch.device) -> dict[str, Tensor]:
-    states = build.stage_of(rank).with_role(Role.STATE)
+    states = build.program_of(rank).with_role(Role.STATE)
     return {t.name: torch.zeros(t.local_shape(rank), dtype=t.dtype, device=device) for t in states}
 
 

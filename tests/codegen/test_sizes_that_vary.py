@@ -150,8 +150,8 @@ def test_a_build_for_other_sizes_differs_in_its_inputs_alone(tmp_path):
     other = build.bind({"tokens": (4, 30)})
     assert build.bind({"tokens": (8, 12)}) is build
     assert (build.sizes, other.sizes) == ({"batch": 8, "seq": 12}, {"batch": 4, "seq": 30})
-    assert other.stages[0].tensors["tokens"].local_shape(1) == (2, 30)
-    assert other.stages[0].tensors["wte.weight"] is build.stages[0].tensors["wte.weight"]
+    assert other.programs[0].tensors["tokens"].local_shape(1) == (2, 30)
+    assert other.programs[0].tensors["wte.weight"] is build.programs[0].tensors["wte.weight"]
 
 
 @pytest.mark.ranks

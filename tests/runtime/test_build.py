@@ -15,10 +15,10 @@ def test_a_build_is_read_as_written(tmp_path):
     build = read_build(write_build(tmp_path))
     assert (build.name, build.world_size, build.micro_batches) == ("tiny", 2, 2)
     assert build.inputs["x"] == (torch.float64, (8, 6))
-    w = build.stage_of(1).tensors["w"]
+    w = build.program_of(1).tensors["w"]
     assert w.local_shape(1) == (2, 6)
     assert w.region(1).intervals == ((2, 4), (0, 6))
-    assert [t.name for t in build.stage_of(0).with_role(Role.STATE)] == ["w/momentum", "b/momentum"]
+    assert [t.name for t in build.program_of(0).with_role(Role.STATE)] == ["w/momentum", "b/momentum"]
 
 
 def edit(folder, **changes):
@@ -48,9 +48,9 @@ def edit_stage(folder):
         (lambda folder: (folder / "plan.json").unlink(), "no build folder"),
         (damage_nothing_but_plan, "not JSON"),
         (make_foreign, "not a plan of superscaler"),
-        (lambda folder: edit(folder, format=2, superscaler="9.0"), r"format 2, written by superscaler 9\.0"),
-        (lambda folder: edit(folder, stages=[{"module": "stage0"}]), "damaged: KeyError: 'mesh'"),
-        (lambda folder: edit(folder, world_size=3), r"stages use devices \[0, 1\]"),
+        (lambda folder: edit(folder, format=1, superscaler="0.9"), r"format 1, written by superscaler 0\.9"),
+        (lambda folder: edit(folder, programs=[{"module": "stage0"}]), "damaged: KeyError: 'tensors'"),
+        (lambda folder: edit(folder, world_size=3), r"programs use devices \[0, 1\]"),
         (remove_stage, "stage0.py is missing"),
         (edit_stage, r"edited after it was compiled(.|\n)*--allow-edited"),
     ],

@@ -76,8 +76,8 @@ def lists(rank):
 
 def stages(rank):
     meshes = [Mesh((0, 1), (("tp", 2),)), Mesh((2, 3), (("tp", 2),))]
-    rt = Runtime(rank, meshes)
-    other = 1 - rt.stage
+    rt = Runtime(rank, meshes, messages=[(0, 1), (1, 0)])
+    other = 1 - rank // 2
     for i in range(40):
         rt.send(piece(rank * 100 + i, 50, 70).t(), other)
     for i in range(40):
@@ -101,16 +101,21 @@ def exchanged(rank):
         "target_view": {"1": [2, 1, 6], "2": [2, 1, 6], "3": [2, 2, 6]},
         "target_shape": {"1": [2, 6], "2": [2, 6], "3": [4, 6]},
         "sum": False,
+        "crosses": True,
         "moves": moves,
     }
     sums = {**table, "sum": True, "moves": [m[:3] + [m[3][:2] + [[0, 3]]] for m in moves]}
-    rt = Runtime(rank, [Mesh((0, 1, 2, 3), (("dp", 4),))], exchanges={"a": table, "b": sums})
-    x = whole[..., rank * 3 : rank * 3 + 3].reshape(8, 3) if rank < 2 else None
-    result, summed = rt.exchange(x, "a"), rt.exchange(x, "b")
-    rt.finish()
+    meshes = [Mesh((0, 1), (("tp", 2),)), Mesh((1, 2, 3), (("dp", 3),))]
+    rt = Runtime(rank, meshes, exchanges={"a": table, "b": sums})
+    if rank < 2:
+        x = whole[..., rank * 3 : rank * 3 + 3].reshape(8, 3)
+        rt.give(x, "a")
+        rt.give(x, "b")
     if rank == 0:
-        assert result is None
+        rt.finish()
         return
+    summed, result = rt.take("b"), rt.take("a")
+    rt.finish()
     a, b = {1: (0, 1), 2: (1, 2), 3: (2, 4)}[rank]
     expected = whole[:, a:b]
     assert torch.equal(result, expected.reshape(result.shape))

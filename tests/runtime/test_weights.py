@@ -25,12 +25,12 @@ def whole_weights():
 
 def named(build, **saved_as):
     """The build with other names for its tensors in checkpoints."""
-    (stage,) = build.stages
+    (program,) = build.programs
     tensors = {
         name: replace(tensor, saved_as=saved_as.get(name, tensor.saved_as))
-        for name, tensor in stage.tensors.items()
+        for name, tensor in program.tensors.items()
     }
-    return replace(build, stages=(replace(stage, tensors=tensors),))
+    return replace(build, programs=(replace(program, tensors=tensors),))
 
 
 def test_ranks_read_their_pieces(tmp_path, build):

@@ -46,6 +46,7 @@ def stored(role: str, shape: list[int], cuts: list[list[str]]) -> dict[str, Any]
     fine = [[size] for size in shape]
     return {
         "role": role,
+        "stage": 0,
         "dtype": "float64",
         "shape": shape,
         "fine": fine,
@@ -63,9 +64,10 @@ def make_plan(world_size: int = 2) -> dict[str, Any]:
         "w/momentum": stored("state", [4, 6], [["dp"], []]),
         "b/momentum": stored("state", [4], [[]]),
     }
-    mesh = {"devices": list(range(world_size)), "axes": [["dp", world_size]]}
+    mesh = {"devices": list(range(world_size)), "axes": [["dp", world_size]], "chunk": 0}
+    program = {"module": "stage0", "devices": mesh["devices"], "stages": [0], "tensors": tensors}
     return {
-        "format": 1,
+        "format": 2,
         "name": "tiny",
         "plan": f"dp={world_size}",
         "world_size": world_size,
@@ -74,8 +76,10 @@ def make_plan(world_size: int = 2) -> dict[str, Any]:
         "torch": "2.13.0",
         "files": {"stage0.py": hashlib.sha256(STAGE.encode()).hexdigest()},
         "inputs": {"x": {"dtype": "float64", "shape": [8, 6]}, "y": {"dtype": "float64", "shape": [8, 4]}},
-        "loss_stage": 0,
-        "stages": [{"module": "stage0", "mesh": mesh, "tensors": tensors}],
+        "stages": [mesh],
+        "programs": [program],
+        "loss_row": 0,
+        "messages": [],
         "initialisers": {"w": [["normal_", 0.0, 0.5]], "b": [["fill_", 0.0]]},
         "exchanges": {},
     }
