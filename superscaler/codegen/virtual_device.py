@@ -266,13 +266,12 @@ class Device:
         """Send every box this device holds, then wait for those it wants."""
         step = instruction.step
         moves = exchange_moves(step, micro_batch)
-        value = None
         if instruction.read:
             value = read(instruction.read).reshape(_fine_shape(step.before, self.number, micro_batch))
-        for move in moves if value is not None else ():
-            if move.source == self.number:
-                box = value[tuple(slice(*part) for part in move.source_box)]
-                self.outbox((instruction.name, move.source, move.target), box)
+            for move in moves:
+                if move.source == self.number:
+                    box = value[tuple(slice(*part) for part in move.source_box)]
+                    self.outbox((instruction.name, move.source, move.target), box)
         if not instruction.write:
             return
         is_sum = bool(space_partial(step.before)) and not space_partial(step.after)

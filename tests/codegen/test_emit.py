@@ -24,11 +24,11 @@ STEPS = 3
 
 def small_gpt(**overrides):
     torch.manual_seed(0)
-    return gpt.build("tiny", **{"layers": 2, "width": 32, "seq": 16, "vocab": 64, **overrides}).double()
+    return gpt.build("tiny", **{"layers": 4, "width": 32, "seq": 16, "vocab": 64, **overrides}).double()
 
 
 def small_inputs(batch):
-    return gpt.example_inputs("tiny", batch=batch, layers=2, width=32, seq=16, vocab=64)
+    return gpt.example_inputs("tiny", batch=batch, layers=4, width=32, seq=16, vocab=64)
 
 
 def eager_training(batches):
@@ -74,6 +74,11 @@ def test_one_device_trains_as_eager(plan, tmp_path):
         "dp=2,tp=2",
         "tp=2,sp",
         "dp=2,tp=2,pp=2,schedule=1f1b,micro_batches=4",
+        "pp=2,schedule=zb-h1,micro_batches=4",
+        "pp=2,schedule=interleaved,micro_batches=4",
+        "pp=2,schedule=zb-v,micro_batches=4",
+        "pp=2,tp=2,schedule=bidirectional,micro_batches=2",
+        "pp=2,schedule=interlaced,micro_batches=4",
     ],
 )
 def test_torchrun_trains_as_eager(plan, tmp_path):

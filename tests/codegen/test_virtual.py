@@ -10,7 +10,7 @@ from superscaler.ir.mesh import Mesh
 from superscaler.ir.optimizers import SGD, AdamW
 from superscaler.ir.trace import trace
 from superscaler.planner.recipes import data_parallel, tensor_parallel
-from superscaler.planner.schedules import gpipe, one_f_one_b
+from superscaler.planner.schedules import gpipe, interlaced, one_f_one_b
 from tests.codegen.plans import planned, programs_of, tiny_gpt
 
 TOLERANCE = 1e-12
@@ -49,6 +49,39 @@ def test_plans_compute_what_eager_pytorch_computes(how):
 )
 def test_deep_pipelines_compute_what_eager_pytorch_computes(how):
     check(*tiny_gpt(layers=4), how)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "pp=2,schedule=interleaved,micro_batches=4", "pp=2,schedule=interleaved,virtual=4,micro_batches=2",
+        "dp=2,tp=2,pp=2,zero=1,schedule=interleaved,micro_batches=2",
+        "pp=4,schedule=zb-h1,micro_batches=8", "pp=2,tp=2,sp,schedule=zb-h2,micro_batches=4",
+        "pp=4,schedule=zb-v,micro_batches=8", "dp=2,pp=2,schedule=zb-v,micro_batches=2",
+        "pp=4,schedule=bidirectional,micro_batches=4", "dp=2,tp=2,pp=2,schedule=bidirectional,micro_batches=2",
+        "pp=4,schedule=interlaced,micro_batches=4", "dp=2,tp=2,pp=2,schedule=interlaced,micro_batches=4",
+        "pp=2,recompute,schedule=zb-h1,micro_batches=4", "dp=2,pp=2,zero=3,schedule=interleaved,micro_batches=2",
+    ],
+)  # fmt: skip
+def test_stages_that_share_devices_compute_what_eager_pytorch_computes(how):
+    check(*tiny_gpt(layers=8), how)
+
+
+def test_stages_on_overlapping_meshes_hand_over_and_add_up_gradients_of_what_they_share():
+    """A tied table over all devices before and behind layers on half of them each."""
+
+    def script(p):
+        wide = p.mesh(range(4), pp=2, tp=2)
+        for layers, devices in zip(p.split_layers(2), ([0, 1], [2, 3]), strict=True):
+            p.assign(layers, p.mesh(devices, tp=2))
+        p.assign(p.select("wte").only("F"), wide)
+        for name in ("linear", "cross_entropy"):
+            p.assign(p.select(name, "F"), wide, chunk=1)
+        p.trans(p.axis("vocab"), "pp")
+        p.trans(p.axis("heads"), "tp")
+        p.order(interlaced(2))
+
+    check(*tiny_gpt(), script, 4)
 
 
 def uneven_pieces(p):
