@@ -31,8 +31,8 @@ def small_inputs(batch):
     return gpt.example_inputs("tiny", batch=batch, layers=4, width=32, seq=16, vocab=64)
 
 
-def eager_training(batches):
-    model = small_gpt()
+def eager_training(batches, **overrides):
+    model = small_gpt(**overrides)
     optimizer = torch.optim.AdamW(model.parameters(), OPTIMIZER.lr, weight_decay=OPTIMIZER.weight_decay)
     losses = []
     for batch in batches:
