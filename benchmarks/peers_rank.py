@@ -17,10 +17,9 @@ from benchmarks.peers import PEERS, Step
 from models import llama
 from superscaler.ir.optimizers import AdamW
 from superscaler.runtime.build import read_build
-from superscaler.runtime.communication import Runtime
 from superscaler.runtime.data import Batches
 from superscaler.runtime.host_memory import keep_freed_memory
-from superscaler.runtime.session import load_module
+from superscaler.runtime.session import load_module, make_runtime
 from superscaler.runtime.weights import load_weights
 
 WARM_UP = 2
@@ -58,9 +57,8 @@ def _measure(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any
 def _ours(folder: Path, name: str) -> Step:
     build, rank = read_build(folder / name), dist.get_rank()
     device = torch.device("cpu")
-    meshes = [stage.mesh for stage in build.stages]
-    runtime = Runtime(rank, meshes, device, exchanges=build.exchanges, sizes=build.sizes)
-    module = load_module(build.folder, build.stage_of(rank))
+    runtime = make_runtime(build, rank, device)
+    module = load_module(build.folder, build.program_of(rank))
     start = load_weights(folder / "weights.safetensors", build, rank, device)
     batches = Batches(folder / "data.safetensors", build, rank, device).micro_batches(0)
     count = 0
