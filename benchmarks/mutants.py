@@ -14,6 +14,7 @@ from superscaler.codegen.program import (
     LocalValue,
     Mask,
     Offset,
+    Part,
     Program,
     Receive,
     Send,
@@ -41,38 +42,37 @@ class Mutant:
 
 def mutants(programs: Sequence[Program], axes: Axes) -> Iterator[Mutant]:
     """Every mutant of every communication instruction, and of the local halves of moves."""
+    stages = 1 + max(number for program in programs for number in program.stages)
     for program in programs:
-        for phase, body in program.bodies.items():
+        for part, body in program.bodies.items():
             for index, instruction in enumerate(body):
                 if isinstance(instruction, Moving):
-                    for change, mutated in _of(program, phase, index, instruction, axes, len(programs)):
+                    for change, mutated in _of(program, part, index, instruction, axes, stages):
                         others = tuple(mutated if p is program else p for p in programs)
-                        what = f"{change} in stage {program.stage} {phase}: {describe(instruction)}"
+                        what = f"{change} in {program.title}, {part}: {describe(instruction)}"
                         yield Mutant(change.split()[0], what, others)
 
 
 def _of(
-    program: Program, phase: Phase, index: int, instruction: Moving, axes: Axes, stages: int
+    program: Program, part: Part, index: int, instruction: Moving, axes: Axes, stages: int
 ) -> Iterator[tuple[str, Program]]:
-    yield "delete", _deleted(program, phase, index, instruction)
-    for other in _misdirected(program, phase, index, instruction, stages):
-        yield "misdirect", _with(program, phase, index, other, axes)
-    yield from _reordered(program, phase, index, instruction)
+    yield "delete", _deleted(program, part, index, instruction)
+    for other in _misdirected(program, part, index, instruction, stages):
+        yield "misdirect", _with(program, part, index, other, axes)
+    yield from _reordered(program, part, index, instruction)
 
 
 # delete
 
 
-def _deleted(program: Program, phase: Phase, index: int, instruction: Moving) -> Program:
+def _deleted(program: Program, part: Part, index: int, instruction: Moving) -> Program:
     """Without the instruction: readers read what it read; of a message or a sum, what resembles it most."""
-    body = program.bodies[phase]
-    result = _with_body(program, phase, body[:index] + body[index + 1 :])
+    body = program.bodies[part]
+    result = _with_body(program, part, body[:index] + body[index + 1 :])
     if isinstance(instruction, Store | Send):
         return result
     (write,) = writes_of(instruction) or ("",)
-    stand_in = (
-        reads_of(instruction)[0] if reads_of(instruction) else _resembling(program, phase, index, write)
-    )
+    stand_in = reads_of(instruction)[0] if reads_of(instruction) else _resembling(program, part, index, write)
     if not write or not stand_in:
         return result
     bodies = {
@@ -95,14 +95,14 @@ def _renamed(instruction: Instruction, old: str, new: str) -> Instruction:
 
 
 def _misdirected(
-    program: Program, phase: Phase, index: int, instruction: Moving, stages: int
+    program: Program, part: Part, index: int, instruction: Moving, stages: int
 ) -> Iterator[Instruction]:
     read = getattr(instruction, "read", "")
-    stand_in = _resembling(program, phase, index, read) if read else ""
+    stand_in = _resembling(program, part, index, read) if read else ""
     if stand_in:
         yield replace(instruction, read=stand_in)  # type: ignore[call-arg]
     if isinstance(instruction, Collective | Slice | Mask):
-        for axis, size in program.mesh.axes:
+        for axis, size in program.mesh_of(instruction).axes:
             if axis != instruction.step.axis and size > 1:
                 other = replace(instruction, step=replace(instruction.step, axis=axis))
                 if isinstance(other, Slice) and other.start.axes:
@@ -118,8 +118,9 @@ def _misdirected(
     if isinstance(instruction, Slice):
         yield replace(instruction, start=Offset((), (), 1))
     if isinstance(instruction, Send | Receive):
+        own = next(n for n, mesh in program.stages.items() if mesh == program.mesh_of(instruction))
         for stage in range(stages):
-            if stage not in (instruction.stage, program.stage):
+            if stage not in (instruction.stage, own):
                 yield replace(instruction, stage=stage)
     if isinstance(instruction, Keep):
         yield replace(instruction, add=not instruction.add)
@@ -130,21 +131,22 @@ def _misdirected(
             yield replace(instruction, write=name)
 
 
-def _resembling(program: Program, phase: Phase, index: int, name: str) -> str:
+def _resembling(program: Program, part: Part, index: int, name: str) -> str:
     """The last value before an instruction, of another name, that has the same local shape and dtype."""
     wanted = program.values.get(name)
     if wanted is None:
         return ""
     candidates = [*program.stored, *program.fed]
-    phases = (
-        [Phase.PREPARE, Phase.FORWARD, Phase.BACKWARD] if phase is Phase.BACKWARD else [Phase.PREPARE, phase]
-    )
-    for earlier in phases:
-        body = program.bodies[earlier]
-        for instruction in body[:index] if earlier is phase else body:
+    order = (Phase.PREPARE, Phase.FORWARD, Phase.BACKWARD, Phase.WEIGHT)
+    parts = [part]
+    if part.phase.is_repeated:
+        parts = [Part(phase, part.stage) for phase in order[1 : order.index(part.phase) + 1]]
+    for earlier in (Part(Phase.PREPARE), *parts):
+        body = program.bodies.get(earlier, ())
+        for instruction in body[:index] if earlier == part else body:
             if not isinstance(instruction, Keep | Store):
                 candidates += writes_of(instruction)
-    if phase is Phase.UPDATE:
+    if part.phase is Phase.UPDATE:
         candidates += [i.write for _, i in program.instructions() if isinstance(i, Keep)]
 
     def resembles(value: LocalValue) -> bool:
@@ -157,21 +159,21 @@ def _resembling(program: Program, phase: Phase, index: int, name: str) -> str:
 
 
 def _reordered(
-    program: Program, phase: Phase, index: int, instruction: Moving
+    program: Program, part: Part, index: int, instruction: Moving
 ) -> Iterator[tuple[str, Program]]:
-    body = program.bodies[phase]
+    body = program.bodies[part]
     later = [i for i in range(index + 1, len(body)) if isinstance(body[i], Moving)]
     if later:
-        yield "reorder (swap with the next)", _with_body(program, phase, _swapped(body, index, later[0]))
+        yield "reorder (swap with the next)", _with_body(program, part, _swapped(body, index, later[0]))
     if isinstance(instruction, Send):
         sends = [i for i in later if isinstance(body[i], Send)]
         if sends and sends[0] != later[0]:
-            yield "reorder (swap sends)", _with_body(program, phase, _swapped(body, index, sends[0]))
+            yield "reorder (swap sends)", _with_body(program, part, _swapped(body, index, sends[0]))
     written = set(writes_of(instruction))
     reader = next((i for i in range(index + 1, len(body)) if written.intersection(reads_of(body[i]))), None)
     if reader is not None:
         moved = body[:index] + body[index + 1 : reader + 1] + (instruction,) + body[reader + 1 :]
-        yield "reorder (behind its first reader)", _with_body(program, phase, moved)
+        yield "reorder (behind its first reader)", _with_body(program, part, moved)
 
 
 def _swapped(body: Sequence[Instruction], one: int, other: int) -> tuple[Instruction, ...]:
@@ -183,10 +185,10 @@ def _swapped(body: Sequence[Instruction], one: int, other: int) -> tuple[Instruc
 # programs
 
 
-def _with(program: Program, phase: Phase, index: int, instruction: Instruction, axes: Axes) -> Program:
+def _with(program: Program, part: Part, index: int, instruction: Instruction, axes: Axes) -> Program:
     """With another instruction in place, and what it writes declared as what it would be, where it may be."""
-    body = program.bodies[phase]
-    result = _with_body(program, phase, body[:index] + (instruction,) + body[index + 1 :])
+    body = program.bodies[part]
+    result = _with_body(program, part, body[:index] + (instruction,) + body[index + 1 :])
     if not isinstance(instruction, Collective):
         return result
     before = program.values[instruction.read]
@@ -200,5 +202,5 @@ def _with(program: Program, phase: Phase, index: int, instruction: Instruction, 
     return replace(result, values=values)
 
 
-def _with_body(program: Program, phase: Phase, body: Sequence[Instruction]) -> Program:
-    return replace(program, bodies={**program.bodies, phase: tuple(body)})
+def _with_body(program: Program, part: Part, body: Sequence[Instruction]) -> Program:
+    return replace(program, bodies={**program.bodies, part: tuple(body)})

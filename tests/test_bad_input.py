@@ -53,7 +53,7 @@ def on_two(decide):
 
 def test_a_plan_string_for_another_number_of_devices(graph):
     what, _, remedy = told(PlanError, plan, graph, recipe("dp=2,tp=2"), 6)
-    assert "'dp=2,tp=2' needs 4 devices (dp 2 x tp 2 x pp 1)" in what
+    assert "'dp=2,tp=2' needs 4 devices (dp 2 x tp 2)" in what
     assert "'local' has 6" in what
     assert "--cluster local:4" in remedy
     assert "dp x tp x pp is 6" in remedy
