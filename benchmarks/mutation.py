@@ -58,6 +58,10 @@ PLANS: dict[str, tuple[int, Callable[[Planner], None]]] = {
         recipe("dp=2,tp=2,pp=2,schedule=1f1b,micro_batches=4"),
     ),
     "script: dp=2 then dp=4": (6, uneven_stages),
+    "pp=2,schedule=zb-h1,micro_batches=2": (2, recipe("pp=2,schedule=zb-h1,micro_batches=2")),
+    "pp=2,schedule=bidirectional,micro_batches=2": (2, recipe("pp=2,schedule=bidirectional,micro_batches=2")),
+    "pp=2,schedule=interlaced,micro_batches=2": (2, recipe("pp=2,schedule=interlaced,micro_batches=2")),
+    "pp=2,schedule=zb-v,micro_batches=2": (2, recipe("pp=2,schedule=zb-v,micro_batches=2")),
 }
 
 
@@ -114,8 +118,9 @@ def make_case(name: str) -> Case:
     """Plan the tiny GPT in float64 and take its true results from the graph on one device."""
     devices, script = PLANS[name]
     torch.manual_seed(0)
-    model = gpt.build("tiny", **SIZES).double()
-    batch = gpt.example_inputs("tiny", batch=8, **SIZES)
+    sizes = SIZES | ({"layers": 4} if "zb-v" in name else {})
+    model = gpt.build("tiny", **sizes).double()
+    batch = gpt.example_inputs("tiny", batch=8, **sizes)
     plan = make_plan(trace(model, batch, optimizer=AdamW()), Cluster.local(devices), script, name)
     programs = lower(plan)
     # nothing is 0 or 1, so that no summand and no factor goes unnoticed

@@ -4,7 +4,14 @@ from benchmarks.mutation import mutate
 
 
 @pytest.mark.parametrize(
-    "name", ["dp=2,tp=2", "dp=2,tp=2,pp=2,schedule=1f1b,micro_batches=4", "script: dp=2 then dp=4"]
+    "name",
+    [
+        "dp=2,tp=2",
+        "dp=2,tp=2,pp=2,schedule=1f1b,micro_batches=4",
+        "script: dp=2 then dp=4",
+        "pp=2,schedule=zb-v,micro_batches=2",
+        "pp=2,schedule=interlaced,micro_batches=2",
+    ],
 )
 def test_every_harmful_mutant_is_rejected(name):
     row = mutate(name, sample=25)
