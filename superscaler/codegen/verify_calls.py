@@ -7,7 +7,7 @@ from typing import Any
 from superscaler.codegen.lower import fine_shape, local_shape
 from superscaler.codegen.program import Offset
 from superscaler.ir.graph import Operator
-from superscaler.ir.kinds import is_linear, row_of
+from superscaler.ir.kinds import linear_reads, row_of
 from superscaler.ir.layout import Extent, Layout, even_pieces
 from superscaler.ir.mesh import TIME
 from superscaler.ir.rules import Rule, Term
@@ -31,9 +31,10 @@ def placement_fault(placed: PlacedGraph, operator: Operator) -> str:
         if TIME in cut[1:]:
             return "is cut in time within a cut over devices"
     if placement.values:
-        if not is_linear(operator):
+        summed = linear_reads(operator)
+        if not summed:
             return f"passes summands over {', '.join(placement.values)} on, but is not linear"
-        for name, layout in zip(operator.reads, placed.reads(operator), strict=True):
+        for name, layout in ((operator.reads[i], placed.reads(operator)[i]) for i in summed):
             if layout is not None and not set(_wide(placement, placement.values)) <= set(layout.partial):
                 return f"passes summands on, but reads {name!r} whole"
     return _layout_fault(placed, operator, placement)
@@ -43,23 +44,31 @@ def _layout_fault(placed: PlacedGraph, operator: Operator, placement: Placement)
     """Why the layouts of its tensors do not follow from its cuts."""
     rule = placed.axes.rules[operator.name]
     used = set(_wide(placement, placement.used))
-    sides: list[tuple[str, Term, Layout | None, bool]] = []
+    linear, reads = (
+        linear_reads(operator),
+        zip(operator.reads, rule.reads, placed.reads(operator), strict=True),
+    )
+    sides: list[tuple[str, Term, Layout | None, bool, tuple[str, ...]]] = []
     sides += [
-        (n, t, layout, False)
-        for n, t, layout in zip(operator.reads, rule.reads, placed.reads(operator), strict=True)
+        (n, t, layout, False, placement.values if i in linear else ())
+        for i, (n, t, layout) in enumerate(reads)
     ]
     sides += [
-        (n, t, layout, True)
+        (n, t, layout, True, ())
         for n, t, layout in zip(operator.writes, rule.writes, placed.writes(operator), strict=True)
     ]
-    for name, term, layout, written in sides:
+    for name, term, layout, written, passed in sides:
         if layout is None:
             continue
         wanted = {axis for (letter, _), cut in placement.cuts for axis in cut if letter in term.letters}
         present = {axis for cut in layout.cuts for axis in cut}
         if present != set(_wide(placement, wanted)):
             return f"cuts letters of {name!r} over {sorted(wanted)}, but its layout over {sorted(present)}"
-        summed = set(_wide(placement, _summed(rule, placement, term))) if not written else set(layout.partial)
+        summed = (
+            set(_wide(placement, [*passed, *_summed(rule, placement, term)]))
+            if not written
+            else set(layout.partial)
+        )
         if summed != set(layout.partial):
             return f"reads {name!r} as summands over {layout.partial}, not {sorted(summed)}"
         if written and present | set(layout.partial) != used:
@@ -74,7 +83,7 @@ def _summed(rule: Rule, placement: Placement, term: Term) -> list[str]:
     """The mesh axes over which a read tensor must be summands."""
     result = rule.writes[0].letters
     contracted = [axis for (letter, _), cut in placement.cuts for axis in cut if letter not in result]
-    return [*placement.values, *(contracted if term.additive else ())]
+    return contracted if term.additive else []
 
 
 def _wide(placement: Placement, names: Any) -> list[str]:

@@ -27,6 +27,8 @@ class Kind:
     """Whether the call is told where its first argument's piece lies: keywords ``starts`` and ``whole``."""
     linear: bool = False
     """Whether the call is jointly linear in all it reads: summands in, summands out."""
+    linear_in: tuple[int, ...] = ()
+    """Positions of the tensors it is jointly linear in, where not in all: the others are the same for all summands."""
     flops_per_point: float = 1.0
     """Arithmetic per point of the letters' product (2 for a matrix product)."""
     declared: bool = False

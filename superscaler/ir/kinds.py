@@ -32,6 +32,7 @@ __all__ = [
     "call_name",
     "declare_rule",
     "is_linear",
+    "linear_reads",
     "output_labels",
     "resolve",
     "row_of",
@@ -122,6 +123,11 @@ def is_linear(operator: Operator) -> bool:
     if operator.kind in ("aten.add.Tensor", "aten.sub.Tensor"):
         return all(isinstance(argument, Ref) for argument in operator.arguments[:2])
     return True
+
+
+def linear_reads(operator: Operator) -> tuple[int, ...]:
+    """Positions of the tensors read that are summands where those written are; none if the call is not linear."""
+    return tuple(range(len(operator.reads))) if is_linear(operator) else row_of(operator).linear_in
 
 
 def declare_rule(kind: str, rule: str, call: str = "", shape_argument: int | None = None) -> None:

@@ -14,6 +14,7 @@ from math import prod
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axis
 from superscaler.ir.graph import Graph, Operator, Phase
+from superscaler.ir.kinds import linear_reads
 from superscaler.ir.layout import is_multiple
 from superscaler.ir.mesh import TIME, Mesh
 from superscaler.ir.size import Size
@@ -57,7 +58,8 @@ def complete(planner: Planner, micro_batches: int, *, splits_backward: bool = Fa
         effective.update(made)
         if micro_batches > 1 and phases[operator.name].is_repeated:
             placement = _cut_in_time(planner, operator, placement, batch)
-        placement = _pass_summands(graph, operator, placement, places, partial, reasons[operator.name])
+        among = phases[operator.name] not in (Phase.PREPARE, Phase.UPDATE)
+        placement = _pass_summands(graph, operator, placement, places, partial, among, reasons[operator.name])
         placements[operator.name] = placement
         for name, term in zip(operator.writes, axes.rules[operator.name].writes, strict=True):
             layout = operand_layout(axes, operator, name, term, placement, written=True)
@@ -287,15 +289,18 @@ def _pass_summands(
     placement: Placement,
     places: dict[str, Mesh],
     partial: dict[str, tuple[str, ...]],
+    among: bool,
     reasons: list[str],
 ) -> Placement:
-    reads = [name for name in operator.reads if graph.tensors[name].role is not Role.STEP]
+    """The placement with the mesh axes over which summands pass; over time only `among` the micro-batches."""
+    reads = [operator.reads[i] for i in linear_reads(operator)]
+    reads = [name for name in reads if graph.tensors[name].role is not Role.STEP]
     if not reads or not passes_summands(operator, graph):
         return placement
     if any(name not in graph.writer or places[graph.writer[name].name] != placement.mesh for name in reads):
         return placement
     shared = [axis for axis in partial[reads[0]] if all(axis in partial[name] for name in reads)]
-    shared = [axis for axis in shared if axis not in placement.used]
+    shared = [axis for axis in shared if axis not in placement.used and (axis != TIME or among)]
     if not shared:
         return placement
     reasons.append(

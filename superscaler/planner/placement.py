@@ -1,12 +1,12 @@
 """Placement: how one operator is cut and which devices run the pieces; the Layouts of its tensors."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from superscaler.ir.axes import Axes, Axis
 from superscaler.ir.graph import Graph, Operator, Phase
-from superscaler.ir.kinds import is_linear
+from superscaler.ir.kinds import is_linear, linear_reads
 from superscaler.ir.layout import Layout
 from superscaler.ir.mesh import Mesh
 from superscaler.ir.rules import Term
@@ -61,11 +61,14 @@ class PlacedGraph:
         table = {}
         for operator in self.graph.operators:
             rule, placement = self.axes.rules[operator.name], self.placements[operator.name]
+            whole, summed = replace(placement, values=()), linear_reads(operator)
             reads = tuple(
                 None
                 if self.graph.tensors[name].role is Role.STEP
-                else operand_layout(self.axes, operator, name, term, placement, written=False)
-                for name, term in zip(operator.reads, rule.reads, strict=True)
+                else operand_layout(
+                    self.axes, operator, name, term, placement if i in summed else whole, written=False
+                )
+                for i, (name, term) in enumerate(zip(operator.reads, rule.reads, strict=True))
             )
             writes = tuple(
                 operand_layout(self.axes, operator, name, term, placement, written=True)
@@ -129,7 +132,22 @@ def letters_to_choose(axes: Axes, operator: Operator, axis: Axis) -> tuple[str, 
 
 
 def passes_summands(operator: Operator, graph: Graph) -> bool:
-    """Whether summands may flow through the operator unsummed: it is linear, and nothing else needs them summed."""
-    return is_linear(operator) and all(
-        is_linear(reader) for name in dict.fromkeys(operator.reads) for reader in graph.readers[name]
+    """Whether summands may flow through the operator unsummed: it is linear, and nothing else needs them summed.
+
+    One that is linear in a part of its reads only must not make them larger, as a table's gradient would be.
+    """
+    reads = [operator.reads[i] for i in linear_reads(operator)]
+    grows = not is_linear(operator) and _elements(graph, operator.writes) > _elements(graph, reads)
+    return (
+        bool(reads)
+        and not grows
+        and all(
+            is_linear(reader) or reader == operator
+            for name in dict.fromkeys(reads)
+            for reader in graph.readers[name]
+        )
     )
+
+
+def _elements(graph: Graph, names: Iterable[str]) -> int:
+    return sum(int(graph.tensors[name].num_elements) for name in names)

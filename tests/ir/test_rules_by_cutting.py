@@ -74,6 +74,22 @@ def test_linear_kinds_map_summands_to_summands(kind):
             close(first + second, whole)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in BUILT_IN if KINDS[kind].linear_in])
+def test_kinds_that_are_linear_in_some_reads_map_summands_of_those_to_summands(kind):
+    torch.manual_seed(0)
+    for call in (case.call(kind) for case in CASES[kind]):
+        shares = [
+            torch.randn_like(value) if i in KINDS[kind].linear_in else value
+            for i, value in enumerate(call.values)
+        ]
+        rests = [
+            value - shares[i] if i in KINDS[kind].linear_in else value for i, value in enumerate(call.values)
+        ]
+        parts = [call.run(reads) for reads in (shares, rests)]
+        for first, second, whole in zip(*parts, call.results, strict=True):
+            close(first + second, whole)
+
+
 @pytest.mark.parametrize("kind", ["aten.add.Tensor", "aten.sub.Tensor"])
 def test_adding_a_number_is_not_linear(kind):
     assert not is_linear(Call(kind, torch.randn(3, dtype=torch.float64), 1).operator)

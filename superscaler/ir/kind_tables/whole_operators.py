@@ -55,7 +55,7 @@ WHOLE_OPERATORS = {
     "cross_entropy": Kind("n vocab@, n -> n:logsumexp, n", "ops.cross_entropy", ("lse", "picked"), starts={"vocab_start": "vocab"}),
     "cross_entropy_backward": Kind("n, n, n vocab@, n, n -> n vocab", "ops.cross_entropy_backward", starts={"vocab_start": "vocab"}),
     "embedding": Kind("vocab@ d, *b -> *b d", "ops.embedding", starts={"vocab_start": "vocab"}),
-    "embedding_backward": Kind("*b d, *b -> vocab@ d", "ops.embedding_backward", starts={"vocab_start": "vocab"}, lengths={"num_rows": "vocab"}),
+    "embedding_backward": Kind("*b d, *b -> vocab@ d", "ops.embedding_backward", starts={"vocab_start": "vocab"}, lengths={"num_rows": "vocab"}, linear_in=(0,)),
     "dropout": Kind("*b, . -> *b", "ops.dropout", boxed=True),
     "dropout_backward": Kind("*b, . -> *b", "ops.dropout_backward", boxed=True),
 }  # fmt: skip
