@@ -8,6 +8,7 @@ from fractions import Fraction
 from superscaler.ir.graph import Operator
 from superscaler.ir.tensor import Role
 from superscaler.planner.communication import PHASE_NAMES
+from superscaler.planner.materialize import Run
 from superscaler.planner.plan import Plan
 from superscaler.planner.step_cost import local_elements
 
@@ -52,9 +53,9 @@ def _stage(plan: Plan, number: int) -> str:
     modules = dict.fromkeys(operator.module for operator in here if operator.module)
     lines = [
         f"stage {number}: devices {mesh}",
-        f"  computes   {', '.join(compress_names(modules))}",
+        f"  computes   {', '.join(compress_names(modules)) or 'what lies outside of modules'}",
         f"  operators  {', '.join(phases)}",
-        f"  holds      {format_count(_stored_elements(plan, number))} parameters per device",
+        f"  holds      {_holdings(plan, number)}",
     ]
     for axis in (name for name, size in mesh.axes if size > 1):
         lines.append(f"  {axis:<10} cuts {', '.join(axes_cut(plan, here, axis)) or 'nothing: replicas'}")
@@ -75,14 +76,24 @@ def axes_cut(plan: Plan, operators: Iterable[Operator], mesh_axis: str) -> list[
     return [f"{name} ({count} operators)" for name, count in merged.most_common()]
 
 
-def _stored_elements(plan: Plan, stage: int) -> int:
-    mesh = plan.materialized.stages[stage]
-    total = 0
-    for name in plan.materialized.stored:
-        value = plan.materialized.values[name]
-        if value.layout.mesh == mesh and plan.graph.tensors[value.tensor].role is Role.PARAMETER:
-            total += local_elements(value.layout)
-    return total
+def _holdings(plan: Plan, stage: int) -> str:
+    """How many parameters the stage's devices hold for it; of those a stage before it reads too, with them."""
+    materialized = plan.materialized
+    mesh = materialized.stages[stage]
+    readers: dict[str, set[int]] = {}
+    for phase, events in materialized.events.items():
+        for event in events if phase.is_repeated else ():
+            names = event.reads if isinstance(event, Run) else (event.read,)
+            number = materialized.stages.index(materialized.meshes_of(event)[0])
+            for name in names:
+                readers.setdefault(name, set()).add(number)
+    held = [materialized.values[name] for name in materialized.stored if stage in readers.get(name, ())]
+    held = [value for value in held if plan.graph.tensors[value.tensor].role is Role.PARAMETER]
+    total = sum(local_elements(value.layout) for value in held)
+    shared = {other for value in held for other in readers[value.name] if other != stage}
+    shared = {other for other in shared if materialized.stages[other].home == mesh.home}
+    also = f", some of them stage {', '.join(map(str, sorted(shared)))} reads too" if shared else ""
+    return f"{format_count(total)} parameters per device{also}"
 
 
 def format_communication(plan: Plan) -> str:
