@@ -21,7 +21,8 @@ examples:
   superscaler show models/gpt.py:tiny --cluster local:2 --plan tp=2,sp --communication
   superscaler show models/gpt.py:tiny --cluster local:2 --plan pp=2 --explain 'h.0.attn.q/linear'
 
-plans: words joined by commas: dp=N tp=N pp=N zero=1|2|3 sp recompute micro_batches=N schedule=gpipe|1f1b, or none;
+plans: words joined by commas: dp=N tp=N pp=N zero=1|2|3 sp recompute co_shard=N micro_batches=N
+       schedule=gpipe|1f1b, or none;
        or FILE.py:FUNCTION, a plan script (see examples/)
 clusters: local:N, dgx-a100:NODES and other presets, or a .yaml file
 """

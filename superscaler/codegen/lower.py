@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from superscaler.codegen.box import box_within
 from superscaler.codegen.program import (
     Collective,
     Compute,
@@ -167,9 +168,8 @@ class _Lowering:
         if kind.boxed:
             layout = placed.writes(operator)[0]
             if any(layout.cuts):
-                keywords["starts"] = [_start(layout, dim) for dim in range(len(layout.sizes))]
-                keywords["local"] = list(fine_shape(layout))
-                keywords["whole"] = list(layout.sizes)
+                starts = [_start(layout, dim) for dim in range(len(layout.sizes))]
+                keywords |= box_within(keywords, layout, starts, fine_shape(layout))
         return tuple(arguments), tuple(keywords.items())
 
     def _letter_layout(self, operator: Operator, letter: str) -> tuple[Layout, list[int]]:

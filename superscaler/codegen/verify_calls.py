@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
+from superscaler.codegen.box import box_within
 from superscaler.codegen.lower import fine_shape, local_shape
 from superscaler.codegen.program import Offset
 from superscaler.ir.graph import Operator
@@ -107,12 +108,11 @@ def expected_call(placed: PlacedGraph, operator: Operator) -> tuple[tuple[Any, .
     for keyword, letter in (kind.lengths or {}).items():
         keywords[keyword] = _letter_length(placed, operator, placement, letter)
     if kind.boxed and any(written.cuts):
-        keywords["starts"] = [
+        starts = [
             Offset(cut, written.piece_sizes(dim)) if cut else Offset((), ())
             for dim, cut in enumerate(written.cuts)
         ]
-        keywords["local"] = list(fine_shape(written))
-        keywords["whole"] = list(written.sizes)
+        keywords |= box_within(keywords, written, starts, fine_shape(written))
     return tuple(arguments), keywords
 
 

@@ -186,8 +186,9 @@ def _names(
             ("out", "in") if len(tensor.shape) == 2 else tuple(f"dim{i}" for i in range(len(tensor.shape)))
         )
         for dim, label in zip(dims[tensor.name], labels, strict=True):
-            for leaf in atoms.leaves(dim):
-                names.setdefault(leaf, f"{tensor.name.rpartition('.')[0]}.{label}")
+            base = f"{tensor.name.rpartition('.')[0]}.{label}"
+            for number, leaf in enumerate(atoms.leaves(dim)):
+                names.setdefault(leaf, f"{base}.{number}" if number else base)
     for name, tensor_dims in dims.items():
         for number, dim in enumerate(tensor_dims):
             for leaf in atoms.leaves(dim):

@@ -14,6 +14,10 @@ AGAIN = "/again"
 """Suffix of an operator that computes in the backward what the one without it computed in the forward, and of
 what it writes: both are cut and placed alike."""
 
+PIECE = "/piece"
+"""With a number behind it, part of the name of an operator that computes one of several pieces of what the one without
+it computed, and of what it writes."""
+
 
 class Phase(StrEnum):
     """Which part of a training step an operator belongs to."""
@@ -72,6 +76,11 @@ class Operator:
     def is_again(self) -> bool:
         """Whether this operator repeats one of the forward, in the backward."""
         return self.name.endswith(AGAIN)
+
+    @property
+    def is_piece(self) -> bool:
+        """Whether this operator, or what it takes a piece of, runs piece after piece."""
+        return PIECE in self.name
 
     def keyword(self, name: str, default: Any = None) -> Any:
         """One keyword argument."""

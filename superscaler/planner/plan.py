@@ -15,8 +15,8 @@ from superscaler.planner.materialize import MaterializedGraph, Transfer, materia
 from superscaler.planner.micro_batches import compute_sums_beforehand
 from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.planner import Planner
-from superscaler.planner.recompute import recompute
 from superscaler.planner.requirements import plan_requirements
+from superscaler.planner.rewrite import rewrite
 from superscaler.planner.schedule import Schedule, order_tasks
 from superscaler.planner.schedules import gpipe
 
@@ -94,21 +94,21 @@ class Plan:
 def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> Plan:
     """Run a plan script and derive everything that follows from it.
 
-    A script that asks for blocks to be computed again runs a second time, on the graph that does so; one that
-    asks for micro-batches does, on the graph that computes beforehand what sums over the whole batch.
+    A script that asks for blocks to be computed again, or piece after piece, runs a second time, on the graph that
+    does so; one that asks for micro-batches does, on the graph that computes beforehand what sums over the whole batch.
 
     Raises:
         PlanError: The script asks for something that cannot be, or leaves an operator without a place.
     """
     planner = _decisions(graph, cluster, script)
-    if planner.repeated:
-        graph = recompute(graph, [dict.fromkeys(block) for block in planner.repeated])
-        planner = _decisions(graph, cluster, script)
     maker = planner.schedule or gpipe(1)
+    if planner.repeated or planner.co_sharded:
+        graph = rewrite(planner, maker.micro_batches)
+        planner = _decisions(graph, cluster, script, is_rewritten=True)
     if maker.micro_batches > 1:
         split_graph = drop_unread(compute_sums_beforehand(graph, planner.axes))
         if split_graph.operators != graph.operators:
-            planner = _decisions(split_graph, cluster, script)
+            planner = _decisions(split_graph, cluster, script, is_rewritten=True)
     placed = complete(planner, maker.micro_batches, splits_backward=maker.splits_backward)
     materialized = materialize(placed, cluster, planner.operator_orders)
     schedule = maker(materialized.pipeline)
@@ -126,7 +126,7 @@ def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> 
     return Plan(name, cluster, materialized, order_tasks(schedule, planner.task_orders))
 
 
-def _decisions(graph: Graph, cluster: Cluster, script: PlanScript) -> Planner:
-    planner = Planner(graph, cluster)
+def _decisions(graph: Graph, cluster: Cluster, script: PlanScript, *, is_rewritten: bool = False) -> Planner:
+    planner = Planner(graph, cluster, is_rewritten=is_rewritten)
     script(planner)
     return planner

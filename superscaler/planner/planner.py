@@ -10,11 +10,12 @@ from math import prod
 
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axes, Axis, find_axes
-from superscaler.ir.graph import AGAIN, Graph, Operator, Phase
+from superscaler.ir.graph import Graph, Operator, Phase
 from superscaler.ir.mesh import TIME, Mesh
 from superscaler.ir.size import Size
 from superscaler.ir.source_line import user_line
 from superscaler.planner.cluster import Cluster
+from superscaler.planner.co_shard import CoShard, runs_in_pieces
 from superscaler.planner.order import Order
 from superscaler.planner.pipeline import ScheduleMaker
 from superscaler.planner.placement import letters_of
@@ -22,6 +23,7 @@ from superscaler.planner.recompute import operators_to_repeat
 from superscaler.planner.schedule import Schedule, Task
 from superscaler.planner.schedules import Given
 from superscaler.planner.selection import AxisSelection, Selection, select, split, split_layers
+from superscaler.planner.weight_axes import weight_axes
 
 Devices = Mesh | Sequence[int]
 
@@ -61,6 +63,10 @@ class Planner:
     """Gradients that are kept in the layout their update reads."""
     stored_as_updated: set[str] = field(default_factory=set)
     """Parameters that are stored in the layout their update reads."""
+    co_sharded: list[CoShard] = field(default_factory=list)
+    """Axes of blocks that run piece after piece."""
+    is_rewritten: bool = False
+    """Whether the graph is the one that this script's calls of `recompute` and `co_shard` led to."""
     said_by: str = ""
     """Who speaks, where it is not a line of the user's: a word of a plan string."""
 
@@ -265,6 +271,8 @@ class Planner:
         Raises:
             PlanError: The block stores nothing that could be computed again, or overlaps another.
         """
+        if self.is_rewritten:
+            return
         block = tuple(operator.name for operator in what if operator.phase is Phase.FORWARD)
         taken = {name for other in self.repeated for name in other}
         if taken & set(block):
@@ -273,15 +281,76 @@ class Planner:
                 where=self.speaker,
                 remedy="give every operator to one block at most",
             )
-        if not any(name + AGAIN in self.graph.by_name for name in block) and not operators_to_repeat(
-            self.graph, dict.fromkeys(block)
-        ):
+        if not operators_to_repeat(self.graph, dict.fromkeys(block)):
             raise PlanError(
                 f"{what.description} stores nothing for a backward that could be computed again",
                 where=self.speaker,
                 remedy="choose whole layers of a model that is trained",
             )
         self.repeated.append(block)
+
+    def co_shard(
+        self, what: Selection, axis: str | Axis | AxisSelection | None = None, *, pieces: int
+    ) -> None:
+        """Run the operators of a block that have an axis piece after piece, on their devices.
+
+        Each piece runs forward again right before its backward, so that of what lies inside a block one piece
+        exists at a time, without communication (SuperScaler, arXiv 2301.08984). Operators of the block without
+        the axis run whole; `recompute` of a block repeats those alone.
+
+        Args:
+            what: The block: a layer, or a part of one.
+            axis: ``"heads"``, or ``p.select("h.0.mlp.up").axis("out")``; None: every axis of the block's weights
+                that all operators can cut: attention heads, feed-forward hidden units.
+            pieces: How many; they are of equal size.
+
+        Raises:
+            PlanError: No operator of the block can run on a piece of the axis, or the axis has no such pieces.
+        """
+        line = self.speaker
+        if self.is_rewritten:
+            for operator in what:
+                if operator.is_piece and not operator.is_again:
+                    self.notes.setdefault(operator.name, []).append(f"one of {pieces} pieces by {line}")
+            return
+        block = tuple(operator.name for operator in what if operator.phase is Phase.FORWARD)
+        for one in self._axes_to_co_shard(what, axis, line):
+            if pieces < 2 or isinstance(one.size, Size) or one.size % pieces:
+                fault = (
+                    "fewer than two are none" if pieces < 2
+                    else "its size varies from run to run" if isinstance(one.size, Size)
+                    else "they would not be equal"
+                )  # fmt: skip
+                raise PlanError(
+                    f"{one} of {what.description} cannot run in {pieces} pieces: {fault}",
+                    where=line,
+                    remedy="use a number of pieces, from 2, that divides the axis; or name another axis",
+                )
+            self.co_sharded.append(CoShard(block, one, pieces, line))
+
+    def _axes_to_co_shard(
+        self, what: Selection, axis: str | Axis | AxisSelection | None, line: str
+    ) -> list[Axis]:
+        named = what.axis(axis) if isinstance(axis, str) else axis
+        forward = [operator for operator in what if operator.phase is Phase.FORWARD]
+        candidates = (
+            [named]
+            if isinstance(named, Axis)
+            else list(weight_axes(self.graph, self.axes) if named is None else named)
+        )
+        found = [
+            one for one in candidates if any(runs_in_pieces(self.axes, operator, one) for operator in forward)
+        ]
+        if not found:
+            about = f"axis {axis!r}" if isinstance(axis, str) else str(axis or "axis of a weight")
+            raise PlanError(
+                f"{what.description} has no {about} that it could run on piece after piece: each operator needs "
+                "it whole",
+                where=line,
+                remedy="choose a block with the matrix products on both sides, such as a layer's attention or "
+                "feed-forward part, or name another axis",
+            )
+        return found
 
     # what is held in pieces
 

@@ -11,21 +11,19 @@ from math import prod
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axis
 from superscaler.ir.graph import Operator, Phase
-from superscaler.ir.kinds import row_of
 from superscaler.ir.mesh import LANE
 from superscaler.planner import sequence
 from superscaler.planner.context_parallel import context_parallel
 from superscaler.planner.data_parallel import data_parallel
 from superscaler.planner.expert_parallel import expert_parallel
 from superscaler.planner.layers import layers as find_layers
-from superscaler.planner.micro_batches import batch_axes
 from superscaler.planner.pipelines import pipeline, scheduled_pipeline
-from superscaler.planner.placement import letters_of
 from superscaler.planner.planner import Planner
 from superscaler.planner.recompute import operators_to_repeat
 from superscaler.planner.schedules import NAMED
 from superscaler.planner.selection import Selection
 from superscaler.planner.sharding import SHARDING
+from superscaler.planner.weight_axes import weight_axes
 
 PlanScript = Callable[[Planner], None]
 
@@ -42,6 +40,8 @@ class PlanOptions:
     zero: int = 0
     sp: bool = False
     recompute: bool = False
+    co_shard: int = 1
+    """Pieces that each layer's attention and feed-forward parts run in."""
     schedule: str = ""
     micro_batches: int = 1
     virtual: int = 2
@@ -73,13 +73,16 @@ def parse_plan(text: str) -> PlanOptions:
             values[key] = True
         elif key == "schedule" and value in NAMED:
             values["schedule"] = value
-        elif key in ("dp", "tp", "pp", "cp", "ep", "zero", "micro_batches", "virtual") and value.isdecimal():
+        elif (
+            key in ("dp", "tp", "pp", "cp", "ep", "zero", "co_shard", "micro_batches", "virtual")
+            and value.isdecimal()
+        ):
             values[key] = int(value)
         elif word != "none":
             raise PlanError(
                 f"the plan {text!r} has a word that means nothing: {word!r}",
-                remedy="words are dp=N, tp=N, pp=N, cp=N, ep=N, zero=1|2|3, sp, recompute, micro_batches=N, "
-                f"virtual=N, schedule={'|'.join(NAMED)}, or none",
+                remedy="words are dp=N, tp=N, pp=N, cp=N, ep=N, zero=1|2|3, sp, recompute, co_shard=N, "
+                f"micro_batches=N, virtual=N, schedule={'|'.join(NAMED)}, or none",
             )
     options = PlanOptions(**values)  # type: ignore[arg-type]
     _check(text, options)
@@ -87,7 +90,7 @@ def parse_plan(text: str) -> PlanOptions:
 
 
 def _check(text: str, options: PlanOptions) -> None:
-    if min(*options.axes.values(), options.pp, options.micro_batches, options.virtual) < 1:
+    if min(*options.axes.values(), options.pp, options.co_shard, options.micro_batches, options.virtual) < 1:
         raise PlanError(f"the plan {text!r} has a number below 1", remedy="use whole numbers from 1")
     if options.zero not in (0, *SHARDING):
         raise PlanError(
@@ -152,6 +155,8 @@ def _words(options: PlanOptions) -> Iterator[tuple[str, PlanScript]]:
         yield "sp", sequence_parallel
     if options.zero:
         yield f"zero={options.zero}", SHARDING[options.zero]
+    if options.co_shard > 1:
+        yield f"co_shard={options.co_shard}", lambda p: co_shard_layers(p, options.co_shard)
     if options.recompute:
         yield "recompute", recompute_layers
     if options.pp == 1:
@@ -179,33 +184,7 @@ def tensor_parallel(p: Planner, over: str = "tp") -> None:
 
 def tensor_parallel_axes(p: Planner, over: str = "tp") -> list[Axis]:
     """Axes of matrix products' weights, and rows of tables, that all operators they run through can cut, one each."""
-    batch = set(batch_axes(p.graph, p.axes))
-    products = [operator for operator in p.graph.operators if row_of(operator).flops_per_point == 2]
-    weights = {tensor.name for tensor in p.graph.stored()}
-    for operator in p.graph.operators:  # a weight in lower precision is still one
-        if operator.kind == "aten._to_copy" and weights.issuperset(operator.reads):
-            weights.update(operator.writes)
-    candidates = dict.fromkeys(
-        axis
-        for operator in products
-        for name in operator.reads
-        if name in weights
-        for axis in p.axes.fine(name)
-    )
-    candidates |= dict.fromkeys(_rows_looked_up(p, over))
-    carriers: dict[int, list[Operator]] = {}
-    for operator in p.graph.operators:
-        for index in {axis.index for parts in p.axes.letters[operator.name].values() for axis in parts}:
-            carriers.setdefault(index, []).append(operator)
-    chosen: list[Axis] = []
-    taken: set[str] = set()
-    for axis in candidates:
-        names = {operator.name for operator in carriers[axis.index]}
-        free = all(letters_of(p.axes, operator, axis) for operator in carriers[axis.index])
-        if free and axis not in batch and not names & taken:
-            chosen.append(axis)
-            taken |= names
-    return chosen
+    return weight_axes(p.graph, p.axes, _rows_looked_up(p, over))
 
 
 def _rows_looked_up(p: Planner, over: str) -> Iterator[Axis]:
@@ -251,21 +230,12 @@ def recompute_layers(p: Planner) -> None:
     Raises:
         PlanError: The model has no layers that store anything.
     """
-    if any(operator.is_again for operator in p.graph.operators):
-        return  # the script runs a second time, on the graph that has the copies
-    blocks: dict[str, list[Operator]] = {
-        name: [] for name in find_layers(p.graph, p.axes, len(p.graph.operators))
-    }
-    for operator in p.graph.operators:
-        parts = operator.module.split(".")
-        paths = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
-        for path in paths:
-            if path in blocks and operator.phase is Phase.FORWARD:
-                blocks[path].append(operator)
+    if p.is_rewritten:
+        return
     storing = [
-        Selection(p.graph, p.axes, tuple(operators), f"layer {name}")
-        for name, operators in blocks.items()
-        if operators_to_repeat(p.graph, dict.fromkeys(operator.name for operator in operators))
+        layer
+        for layer in _layers(p)
+        if operators_to_repeat(p.graph, dict.fromkeys(operator.name for operator in layer))
     ]
     if not storing:
         raise PlanError(
@@ -275,3 +245,39 @@ def recompute_layers(p: Planner) -> None:
         )
     for block in storing:
         p.recompute(block)
+
+
+def co_shard_layers(p: Planner, pieces: int) -> None:
+    """Run each layer's attention heads and feed-forward hidden units piece after piece.
+
+    Of what lies inside them one piece exists at a time, on all devices alike, without communication; the price is
+    that they run forward twice (SuperScaler, arXiv 2301.08984).
+
+    Raises:
+        PlanError: The model has no layers, or one has no axis with as many equal pieces.
+    """
+    layers = _layers(p)
+    if not layers:
+        raise PlanError(
+            f"the model {p.graph.name!r} has no numbered modules (a ModuleList) to run piece after piece",
+            where=p.speaker,
+            remedy="choose blocks in a plan script with p.co_shard(selection, axis, pieces=2)",
+        )
+    for layer in layers:
+        p.co_shard(layer, pieces=pieces)
+
+
+def _layers(p: Planner) -> list[Selection]:
+    """The forward of each layer; layers are those stages are made of, as small as may be."""
+    blocks: dict[str, list[Operator]] = {
+        name: [] for name in find_layers(p.graph, p.axes, len(p.graph.operators))
+    }
+    for operator in p.graph.operators:
+        parts = operator.module.split(".")
+        paths = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+        for path in paths:
+            if path in blocks and operator.phase is Phase.FORWARD:
+                blocks[path].append(operator)
+    return [
+        Selection(p.graph, p.axes, tuple(operators), f"layer {name}") for name, operators in blocks.items()
+    ]

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axes, Axis
-from superscaler.ir.graph import Graph, Operator, Phase
+from superscaler.ir.graph import PIECE, Graph, Operator, Phase
 from superscaler.ir.source_line import user_line
 from superscaler.planner.layers import even_runs, layers, module_work
 
@@ -121,10 +121,8 @@ def select(graph: Graph, axes: Axes, pattern: str, phase: str | None = None, sai
 
 
 def _matches(operator: Operator, pattern: str) -> bool:
-    path = operator.module
-    return (
-        fnmatchcase(operator.name, pattern) or fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*")
-    )
+    path, name = operator.module, re.sub(rf"{PIECE}\d+(?=/|$)", "", operator.name)
+    return fnmatchcase(name, pattern) or fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*")
 
 
 def split(graph: Graph, axes: Axes, pattern: str, count: int, said_by: str = "") -> tuple[Selection, ...]:

@@ -50,6 +50,9 @@ def _stage(plan: Plan, number: int) -> str:
     again = sum(operator.is_again for operator in here)
     if again:
         phases.append(f"{again} of the backward repeat the forward")
+    pieces = sum(operator.is_piece for operator in here)
+    if pieces:
+        phases.append(f"{pieces} run piece after piece")
     modules = dict.fromkeys(operator.module for operator in here if operator.module)
     lines = [
         f"stage {number}: devices {mesh}",

@@ -103,7 +103,7 @@ SHAPES = {
     "aten.unsafe_split.Tensor": Kind(across_dim(2), "torch.split"),
     "aten.unsafe_split_with_sizes": Kind(across_dim(2), "torch.split"),
     "aten.unbind.int": Kind(across_dim(1), "torch.unbind"),
-    "aten.stack": Kind(across_dim(1), "torch.stack"),
+    "aten.stack": Kind(across_dim(1), "torch.stack", linear=True),
     "aten.cat": Kind(across_dim(1), "torch.cat"),
     "aten.constant_pad_nd": Kind(_pad, "torch.constant_pad_nd"),
     "aten.roll": Kind(_roll, "torch.roll", linear=True),
