@@ -17,7 +17,7 @@ from superscaler.planner.pipeline import Pipeline
 from superscaler.planner.schedule import Schedule
 from superscaler.planner.schedules import NAMED
 from superscaler.planner.solver import Effort, improve, least_memory, shortest_period
-from superscaler.planner.task_graph import TaskGraph, task_graph
+from superscaler.planner.task_graph import task_graph
 from superscaler.planner.timeline import Timeline, timeline
 
 WHOLE_RUNS = 1200
@@ -77,15 +77,14 @@ def solve_schedule(
     Raises:
         PlanError: No order fits in memory.
     """
-    search = _Search(task_graph(pipeline, micro_batches, splits_backward), seconds, seed)
-    for name, schedule in named_schedules(pipeline, micro_batches, splits_backward):
-        search.offer(name, timeline(search.graph, schedule))
-    search.by_rules()
-    steps = [search.whole, search.repeated, search.windows]
-    for step in steps if search.graph.num_runs <= WHOLE_RUNS else steps[1:]:
+    search = ScheduleSearch(pipeline, micro_batches, seconds, seed, splits_backward)
+    steps = [search.named, search.by_rules, search.whole, search.repeated, search.windows]
+    if search.graph.num_runs > WHOLE_RUNS:
+        steps.remove(search.whole)
+    for step in steps:
         if not search.is_done:
             step()
-    return SolvedSchedule(search.best, search.bound, monotonic() - search.began, search.found_by)
+    return search.result()
 
 
 def named_schedules(
@@ -119,16 +118,28 @@ def with_weight_tasks(schedule: Schedule) -> Schedule:
     return replace(schedule, rows=rows)
 
 
-class _Search:
-    """The best schedule so far, and ways to better it."""
+class ScheduleSearch:
+    """The best schedule so far, and ways to better it; see `solve_schedule`, which goes through them in turn."""
 
-    def __init__(self, graph: TaskGraph, seconds: float, seed: int) -> None:
-        self.graph, self.seconds, self.seed = graph, seconds, seed
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        micro_batches: int,
+        seconds: float,
+        seed: int = 0,
+        splits_backward: bool = True,
+    ) -> None:
+        self.graph = task_graph(pipeline, micro_batches, splits_backward)
+        self.seconds, self.seed, self.splits_backward = seconds, seed, splits_backward
         self.began = monotonic()
-        self.bounds = Bounds(graph)
+        self.bounds = Bounds(self.graph)
         self.bound = self.bounds.makespan
         self.safe = self.best = self._safe()
         self.found_by = "one micro-batch after the other"
+
+    def result(self) -> SolvedSchedule:
+        """What has been found."""
+        return SolvedSchedule(self.best, self.bound, monotonic() - self.began, self.found_by)
 
     @property
     def is_done(self) -> bool:
@@ -175,6 +186,12 @@ class _Search:
         self.offer(name, found)
         if self.best.makespan > self.bound:
             self.offer(name, squeeze(found))
+
+    def named(self) -> None:
+        """Every named schedule that suits the pipeline."""
+        graph = self.graph
+        for name, schedule in named_schedules(graph.pipeline, graph.micro_batches, self.splits_backward):
+            self.offer(name, timeline(graph, schedule))
 
     def by_rules(self) -> None:
         """Better the named ones, and start from priority rules."""

@@ -11,7 +11,7 @@ from superscaler.planner.list_scheduling import list_schedule, one_by_one, squee
 from superscaler.planner.lower_bound import Bounds
 from superscaler.planner.pipeline import Costs, Pipeline
 from superscaler.planner.schedules import NAMED, solved
-from superscaler.planner.solve_schedule import _Search, named_schedules, solve_schedule
+from superscaler.planner.solve_schedule import ScheduleSearch, named_schedules, solve_schedule
 from superscaler.planner.solver import Effort, improve, least_memory, shortest_period
 from superscaler.planner.task_graph import task_graph
 from superscaler.planner.timeline import Timeline, peak_memory, timeline
@@ -141,24 +141,22 @@ def limited(pipeline, limit):
     return pipeline.with_costs(Costs(ones, ones, ones, ones, ones, {}, (limit,) * pipeline.num_rows))
 
 
-def uneven(rows, micro_batches, memory, seed):
+def uneven(rows, memory, seed):
     figures = [1 + (seed * 7 + 5 * k * k + 3 * k) % 6 for k in range(3 * rows)]
     ones = (1,) * rows
     costs = Costs(
         tuple(figures[:rows]), tuple(figures[rows : 2 * rows]), tuple(figures[2 * rows :]), ones, ones, {},
         (memory,) * rows,
     )  # fmt: skip
-    return task_graph(Pipeline.chain(rows).with_costs(costs), micro_batches, True)
+    return Pipeline.chain(rows).with_costs(costs)
 
 
 @pytest.mark.parametrize(("rows", "count"), [(2, 6), (3, 6), (4, 6), (4, 9)])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_steady_state_with_start_and_end_is_as_good_as_the_whole(rows, count, seed):
-    graph = uneven(rows, count, rows + seed % 2, seed)
-    bounds = Bounds(graph)
-    whole, bound = improve(one_by_one(graph), bounds, Effort(60))
+    search = ScheduleSearch(uneven(rows, rows + seed % 2, seed), count, seconds=60)
+    whole, bound = improve(one_by_one(search.graph), search.bounds, Effort(60))
     assert whole.makespan == bound
-    search = _Search(graph, 60, seed=0)
     search.repeated()
     search.windows()
     assert search.best.makespan == whole.makespan
