@@ -7,6 +7,7 @@ between, are ordered anew. What is found is never worse than any named schedule 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from random import Random
 from time import monotonic
 
 from superscaler.errors import PlanError
@@ -15,7 +16,7 @@ from superscaler.planner.list_scheduling import in_order, list_schedule, one_by_
 from superscaler.planner.lower_bound import Bounds
 from superscaler.planner.pipeline import Pipeline
 from superscaler.planner.schedule import Schedule
-from superscaler.planner.schedules import NAMED
+from superscaler.planner.schedules import NAMED, interleaved, three_f_one_b
 from superscaler.planner.solver import Effort, improve, least_memory, shortest_period
 from superscaler.planner.task_graph import task_graph
 from superscaler.planner.timeline import Timeline, timeline
@@ -24,6 +25,9 @@ WHOLE_RUNS = 1200
 """Up to so many runs the solver is given the whole problem first."""
 WINDOW_RUNS = 300
 """How many runs are ordered anew at once where that is too much."""
+
+CHANCES = 20_000
+"""How many runs list scheduling by chance places in all."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def solve_schedule(
         PlanError: No order fits in memory.
     """
     search = ScheduleSearch(pipeline, micro_batches, seconds, seed, splits_backward)
-    steps = [search.named, search.by_rules, search.whole, search.repeated, search.windows]
+    steps = [search.named, search.by_rules, search.whole, search.repeated]
+    steps += [search.by_chance, search.windows]
     if search.graph.num_runs > WHOLE_RUNS:
         steps.remove(search.whole)
     for step in steps:
@@ -91,16 +96,19 @@ def named_schedules(
     pipeline: Pipeline, micro_batches: int, splits_backward: bool
 ) -> Iterator[tuple[str, Schedule]]:
     """The named schedules that suit the pipeline."""
-    for name, entry in NAMED.items():
-        maker = entry.make(micro_batches)
-        if name == "solved" or (maker.splits_backward and not splits_backward):
+    per_row = max(1, pipeline.num_stages // pipeline.num_rows)
+    makers = {name: entry.make(micro_batches) for name, entry in NAMED.items() if name != "solved"}
+    makers["interleaved"] = interleaved(micro_batches, per_row)
+    makers["3f1b"] = three_f_one_b(micro_batches, per_row)
+    for maker in makers.values():
+        if maker.splits_backward and not splits_backward:
             continue
         try:
             schedule = maker(pipeline)
         except PlanError:
             continue
         whole = splits_backward and not maker.splits_backward
-        yield name, with_weight_tasks(schedule) if whole else schedule
+        yield maker.name, with_weight_tasks(schedule) if whole else schedule
 
 
 def with_weight_tasks(schedule: Schedule) -> Schedule:
@@ -209,6 +217,19 @@ class ScheduleSearch:
         rank = {Phase.BACKWARD: 0, Phase.FORWARD: 1}.get(run.phase, 2)
         return rank, -run.stage if run.phase is Phase.FORWARD else run.stage, number
 
+    def by_chance(self) -> None:
+        """The longest tail first, where some kinds of runs are drawn to matter more and others less."""
+        draw, tails, size = Random(self.seed), self.bounds.tails, self.graph.size
+        for _ in range(max(CHANCES // self.graph.num_runs, 4)):
+            if self.is_done:
+                return
+            reach = max(self.graph.loads) * draw.choice((1, 3, 8))
+            shift = [draw.uniform(-reach, reach) for _ in range(size)]
+            rule = [(shift[number % size] - tail, number) for number, tail in enumerate(tails)]
+            self.offer_squeezed(
+                "list scheduling by chance", list_schedule(self.graph, self.safe, rule.__getitem__)
+            )
+
     def whole(self) -> None:
         """All runs at once."""
         found, self.bound = improve(self.best, self.bounds, self._effort(0.6))
@@ -225,22 +246,24 @@ class ScheduleSearch:
             self.offer_squeezed(f"a steady state of period {period.length * self.graph.tick:g}", early)
 
     def windows(self) -> None:
-        """Order the start, the end, and windows in between anew."""
-        better = True
-        while better and not self.is_done:
+        """Order the start, the end, and windows in between anew; larger ones where that is of no use."""
+        runs = WINDOW_RUNS
+        while not self.is_done:
             before = self.best.makespan
-            for first, until in list(self._windows()):
+            for first, until in list(self._windows(runs)):
                 if not self.is_done:
                     found, _ = improve(self.best, self.bounds, self._effort(0.1), first, until)
                     if found.makespan < self.best.makespan:
                         self.offer_squeezed("windows solved one by one", found)
-            better = self.best.makespan < before
+            if self.best.makespan == before:
+                if runs >= self.graph.num_runs:
+                    return
+                runs *= 2
 
-    def _windows(self) -> Iterator[tuple[int, int]]:
+    def _windows(self, runs: int) -> Iterator[tuple[int, int]]:
         """Of so many runs each, overlapping by half: the start and the end first."""
         times = sorted(self.best.starts)
-        cuts = [0, *times[WINDOW_RUNS // 2 :: WINDOW_RUNS // 2], self.best.makespan]
+        cuts = [0, *times[runs // 2 :: runs // 2], self.best.makespan]
         spans = list(zip(cuts, cuts[2:], strict=False)) or [(0, self.best.makespan)]
         yield spans[0]
-        yield spans[-1]
-        yield from spans[1:-1]
+        yield from spans[1:][::-1]
