@@ -70,8 +70,8 @@ class Named:
     name: str
     micro_batches: int
     row: RowProgram = field(repr=False)
-    form: Callable[[int], Lanes] = field(repr=False)
-    """From a number of rows to where the stages must be."""
+    form: Callable[[int], Lanes] | None = field(repr=False)
+    """From a number of rows to where the stages must be; None: it suits any."""
     form_in_words: str = "one stage per row of devices, in order"
     splits_backward: bool = False
 
@@ -100,7 +100,7 @@ class Named:
         return Schedule(self.name, self.micro_batches, rows)
 
     def _rows(self, pipeline: Pipeline) -> Iterator[Iterator[Task]]:
-        if pipeline.lanes != self.form(pipeline.num_rows):
+        if self.form is not None and pipeline.lanes != self.form(pipeline.num_rows):
             return
         for row in range(pipeline.num_rows):
             yield (
@@ -119,16 +119,23 @@ def _one_per_row(rows: int) -> Lanes:
 
 
 def gpipe(micro_batches: int) -> ScheduleMaker:
-    """All forwards, then all backwards (GPipe, arXiv 1811.06965).
+    """All forwards, then all backwards (GPipe, arXiv 1811.06965); wherever the stages are.
 
     Raises:
         PlanError: There is not at least one micro-batch.
     """
-    return Named("gpipe", micro_batches, _gpipe_row, _one_per_row)
+    return Named("gpipe", micro_batches, _gpipe_row, None)
 
 
 def _gpipe_row(pipeline: Pipeline, micro_batches: int, row: int) -> Iterable[Task]:
-    return [Task(row, phase, i) for phase in (F, B) for i in range(micro_batches)]
+    there = pipeline.hosted(row)
+    back = there[::-1]
+    return [
+        Task(stage, phase, i)
+        for phase, stages in ((F, there), (B, back))
+        for i in range(micro_batches)
+        for stage in stages
+    ]
 
 
 def one_f_one_b(micro_batches: int) -> ScheduleMaker:
