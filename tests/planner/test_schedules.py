@@ -8,7 +8,7 @@ from superscaler.errors import PlanError
 from superscaler.ir.graph import Phase
 from superscaler.planner.pipeline import Pipeline
 from superscaler.planner.schedule import Task
-from superscaler.planner.schedules import NAMED, gpipe, interleaved, one_f_one_b, three_f_one_b
+from superscaler.planner.schedules import NAMED, gpipe, interleaved, one_f_one_b, three_f_one_b, zb_h1
 from superscaler.planner.task_graph import task_graph
 from superscaler.planner.timeline import timeline
 
@@ -77,9 +77,10 @@ def test_inference_only_runs_forwards():
 
 def test_a_row_with_two_stages_suits_no_schedule_of_one_stage_per_row():
     folded = Pipeline((((0,),), ((0,),)), ((0, 1),))
-    for make in (gpipe, one_f_one_b):
+    for make in (one_f_one_b, zb_h1):
         with pytest.raises(PlanError, match="does not suit stages"):
             make(2)(folded)
+    assert str(gpipe(2)(folded)) == "row 0: 0F0 1F0 0F1 1F1 1B0 0B0 1B1 0B1"
 
 
 def test_a_schedule_has_a_micro_batch():
