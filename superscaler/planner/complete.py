@@ -19,6 +19,7 @@ from superscaler.ir.layout import is_multiple
 from superscaler.ir.mesh import TIME, Mesh
 from superscaler.ir.size import Size
 from superscaler.ir.tensor import Role
+from superscaler.planner.computed_where_read import computed_where_read
 from superscaler.planner.micro_batches import batch_axes, batch_letter, find_phases
 from superscaler.planner.placement import PlacedGraph, Placement, letters_of, operand_layout, passes_summands
 from superscaler.planner.planner import Cut, Planner
@@ -58,7 +59,7 @@ def complete(planner: Planner, micro_batches: int, *, splits_backward: bool = Fa
         effective.update(made)
         if micro_batches > 1 and phases[operator.name].is_repeated:
             placement = _cut_in_time(planner, operator, placement, batch)
-        among = phases[operator.name] not in (Phase.PREPARE, Phase.UPDATE)
+        among = phases[operator.name].is_repeated
         placement = _pass_summands(graph, operator, placement, places, partial, among, reasons[operator.name])
         placements[operator.name] = placement
         for name, term in zip(operator.writes, axes.rules[operator.name].writes, strict=True):
@@ -66,17 +67,16 @@ def complete(planner: Planner, micro_batches: int, *, splits_backward: bool = Fa
             partial[name] = layout.partial if layout.reducer == "sum" else ()
     _check_effective(planner, effective, places)
     _check_sizes(planner, placements)
-    return split_totals(
-        PlacedGraph(
-            graph,
-            axes,
-            placements,
-            phases,
-            {name: tuple(lines) for name, lines in reasons.items()},
-            frozenset(planner.kept_as_updated),
-            frozenset(planner.stored_as_updated),
-        )
+    placed = PlacedGraph(
+        graph,
+        axes,
+        placements,
+        phases,
+        {name: tuple(lines) for name, lines in reasons.items()},
+        frozenset(planner.kept_as_updated),
+        frozenset(planner.stored_as_updated),
     )
+    return split_totals(computed_where_read(placed))
 
 
 # places
