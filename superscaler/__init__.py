@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from superscaler.ir.loss_scale import LossScale
     from superscaler.ir.optimizers import SGD, Adam, AdamW, Lion
     from superscaler.ir.trace import trace
-    from superscaler.planner import schedules
+    from superscaler.planner import recipes, schedules
     from superscaler.planner.cluster import Cluster
     from superscaler.planner.plan import Plan
     from superscaler.planner.planner import Planner
@@ -40,6 +40,7 @@ __all__ = [
     "compile",
     "deferred_init",
     "plan",
+    "recipes",
     "rule",
     "schedules",
     "trace",
@@ -69,8 +70,8 @@ def __getattr__(name: str) -> Any:
     """Load a public name from the module that defines it."""
     if name == "__version__":
         return import_module("importlib.metadata").version("superscaler")
-    if name == "schedules":
-        return import_module("superscaler.planner.schedules")
+    if name in ("recipes", "schedules"):
+        return import_module(f"superscaler.planner.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'superscaler' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -21,9 +21,7 @@ examples:
   superscaler show models/gpt.py:tiny --cluster local:2 --plan tp=2,sp --communication
   superscaler show models/gpt.py:tiny --cluster local:2 --plan pp=2 --explain 'h.0.attn.q/linear'
 
-plans: words joined by commas: dp=N tp=N pp=N zero=1|2|3 sp recompute co_shard=N micro_batches=N
-       schedule=gpipe|1f1b, or none;
-       or FILE.py:FUNCTION, a plan script (see examples/)
+plans: words joined by commas, or none; or FILE.py:FUNCTION, a plan script (see examples/)
 clusters: local:N, dgx-a100:NODES and other presets, or a .yaml file
 """
 
@@ -39,8 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help ends with what plan strings can say, which is looked up when somebody asks for help."""
+
+    def format_help(self) -> str:
+        from superscaler.planner.recipes import explain_words
+
+        return f"{super().format_help()}words of plans:\n{explain_words()}\n"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "superscaler",
         description="Compile a PyTorch model into a verified parallel plan and torch.distributed programs.",
         epilog=_EPILOG,

@@ -15,7 +15,7 @@ from superscaler.ir.trace import trace
 from superscaler.planner import schedules
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.plan import make_plan
-from superscaler.planner.recipes import recipe
+from superscaler.planner.recipes import recipe, words
 from superscaler.planner.schedules import Task
 
 HERE = r"\S*test_bad_input\.py:\d+"
@@ -63,7 +63,7 @@ def test_an_unknown_word_in_a_plan_string():
     what, _, remedy = told(PlanError, recipe, "dp=2,fsdp=2")
     assert "'dp=2,fsdp=2'" in what
     assert "'fsdp=2'" in what
-    assert "dp=N, tp=N, pp=N, " in remedy
+    assert set(words()) <= set(remedy.removeprefix("words are ").split(", "))
 
 
 def test_a_letter_the_operator_needs_whole(graph):

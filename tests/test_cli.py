@@ -10,6 +10,7 @@ import pytest
 from superscaler.cli import main
 from superscaler.errors import TraceError
 from superscaler.model_reference import build_model, load_script
+from superscaler.planner.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 GPT = str(ROOT / "models" / "gpt.py")
@@ -34,10 +35,9 @@ def test_help_teaches(capsys):
         "check",
         "show",
         "torchrun",
-        "dp=N",
-        "schedule=gpipe|1f1b",
         "local:N",
         "plan script",
+        *(f"\n  {row.word} " for row in RECIPES),
     ):
         assert word in text, word
 

@@ -95,7 +95,7 @@ class Named:
         if not rows or not complete:
             raise PlanError(
                 f"the schedule {self.name!r} does not suit stages on rows {pipeline.lanes}",
-                remedy=f"it is for {self.form_in_words}",
+                remedy=f"it is for {self.form_in_words}; ss.schedules.solved(...) is for any",
             )
         return Schedule(self.name, self.micro_batches, rows)
 

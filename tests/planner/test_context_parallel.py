@@ -11,8 +11,8 @@ from superscaler.errors import PlanError
 from superscaler.ir.optimizers import AdamW
 from superscaler.ir.trace import trace
 from superscaler.planner.cluster import Cluster
-from superscaler.planner.context_parallel import context_parallel
 from superscaler.planner.recipes import parse_plan
+from superscaler.planner.recipes.context_parallelism import context_parallel
 from superscaler.planner.steps import StepKind
 from tests.planner.samples import gpt_graph, plan_of
 

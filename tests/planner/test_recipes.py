@@ -22,6 +22,8 @@ def test_words_are_read():
         2, 4, zero=1, sp=True, schedule="gpipe"
     )
     assert parse_plan("pp=3,micro_batches=6").num_devices == 3
+    assert parse_plan("recompute") == parse_plan("recompute=layers") == PlanOptions(recompute="layers")
+    assert parse_plan("dp=2,zero=0") == PlanOptions(2)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ def test_words_are_read():
         ("sp=1", "word that means nothing: 'sp=1'"),
         ("dp=0", "a number below 1"),
         ("dp=2,dp=4", "says dp twice"),
-        ("dp=2,zero=4", "asks for zero=4"),
+        ("dp=2,zero=4", "word that means nothing: 'zero=4'"),
         ("zero=1", "no dp to cut over"),
         ("dp=2,sp", "no tp to cut over"),
     ],

@@ -15,7 +15,7 @@ from superscaler.ir.tensor import Role
 from superscaler.ir.trace import trace
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.plan import make_plan
-from superscaler.planner.sharding import optimizer_sharding
+from superscaler.planner.recipes.sharding import optimizer_sharding
 from tests.planner.samples import gpt_graph, plan_of
 
 

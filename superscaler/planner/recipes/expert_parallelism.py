@@ -5,11 +5,11 @@ from superscaler.ir.axes import Axis
 from superscaler.ir.graph import Operator, Phase
 from superscaler.ir.kind_tables.products import PRODUCTS
 from superscaler.ir.tensor import Role
-from superscaler.planner.data_parallel import data_parallel
 from superscaler.planner.placement import letters_of
 from superscaler.planner.planner import Planner
+from superscaler.planner.recipes.data_parallelism import data_parallel
+from superscaler.planner.recipes.sequence import MOVERS
 from superscaler.planner.selection import Selection
-from superscaler.planner.sequence import MOVERS
 
 
 def expert_parallel(p: Planner, over: str = "ep") -> None:

@@ -9,8 +9,9 @@ from superscaler.planner.selection import Selection
 
 
 def data_parallel(p: Planner, over: str = "dp", without: Collection[str] = ()) -> None:
-    """Cut the batch, in all operators but those named in `without`.
+    """Cut the batch; every device holds all parameters, whose gradients are summed once (DDP, arXiv 2006.15704).
 
+    Operators named in `without` are not cut.
     Where samples of two inputs meet, as in a contrastive loss, each operator is cut along those of the first.
     """
     taken = set(without)

@@ -13,6 +13,7 @@ from superscaler.planner.layers import layers as find_layers
 from superscaler.planner.passes import find_passes
 from superscaler.planner.pipeline import Lanes, ScheduleMaker
 from superscaler.planner.planner import Planner
+from superscaler.planner.recipes.data_parallelism import data_parallel
 from superscaler.planner.schedules import NAMED, interleaved, three_f_one_b
 from superscaler.planner.selection import Selection
 
@@ -23,7 +24,12 @@ Devices = Sequence[Sequence[int]]
 
 
 def pipeline(p: Planner, stages: int, **axes: int) -> None:
-    """Place runs of layers of nearly equal work on groups of devices, each an array with the given axes.
+    """Place runs of layers of nearly equal work on groups of devices, to be ordered in time (GPipe, arXiv 1811.06965).
+
+    Args:
+        p: The planner.
+        stages: How many, each on a group of devices of its own.
+        axes: Axes of the array of devices of each group.
 
     Raises:
         PlanError: The model has no numbered modules, or fewer than stages.
@@ -51,6 +57,10 @@ def scheduled_pipeline(
     Raises:
         PlanError: The model has too few layers, or not what the schedule is for.
     """
+    if rows == 1 and NAMED[schedule].pipeline(1).num_stages == 1:
+        pipeline(p, 1, **axes)
+        p.order(NAMED[schedule].make(micro_batches))
+        return
     groups = p.cluster.groups(rows)
     special: dict[str, Callable[[Planner, Devices, int, dict[str, int]], ScheduleMaker]] = {
         "interlaced": _interlaced,
@@ -71,6 +81,8 @@ def scheduled_pipeline(
             remedy="use an even number of them (pp=2, pp=4, ...)",
         )
     place_stages(p, p.split_layers(len(lanes)), groups, lanes, **axes)
+    if len(lanes[0]) > 1:
+        data_parallel(p, LANE)
     p.order(maker)
 
 

@@ -1,7 +1,7 @@
 """Context parallelism: the sequence cut everywhere, in attention as well."""
 
-from superscaler.planner import sequence
 from superscaler.planner.planner import Planner
+from superscaler.planner.recipes import sequence
 
 
 def context_parallel(p: Planner, over: str = "cp") -> None:

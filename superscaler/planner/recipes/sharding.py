@@ -13,7 +13,7 @@ from superscaler.planner.selection import Selection
 
 
 def optimizer_sharding(p: Planner, over: str = "dp") -> None:
-    """Cut every optimizer update along the first axis of its parameter that comes out even (ZeRO-1).
+    """Cut every optimizer update along the first axis of its parameter that comes out even (ZeRO-1, arXiv 1910.02054).
 
     Gradients are reduce-scattered and parameters all-gathered once per step: the bytes of an all-reduce.
 
@@ -46,7 +46,7 @@ def optimizer_sharding(p: Planner, over: str = "dp") -> None:
 
 
 def gradient_sharding(p: Planner, over: str = "dp") -> None:
-    """As `optimizer_sharding`, and of the gradients only the own piece is kept (ZeRO-2).
+    """As ZeRO-1, and of the gradients only the own piece is kept (ZeRO-2, arXiv 1910.02054).
 
     Gradients are reduce-scattered in every micro-batch, and parameters all-gathered once per step.
     """
@@ -55,7 +55,7 @@ def gradient_sharding(p: Planner, over: str = "dp") -> None:
 
 
 def parameter_sharding(p: Planner, over: str = "dp") -> None:
-    """As `gradient_sharding`, and of the parameters only the own piece is stored (ZeRO-3, FSDP arXiv 2304.11277).
+    """As ZeRO-2, and of the parameters only the own piece is stored (ZeRO-3, arXiv 1910.02054; as FSDP).
 
     Every micro-batch all-gathers a parameter where its forward reads it, and again in the backward. What the
     forward makes of parameters alone, such as copies in low precision, is cut likewise.
@@ -70,10 +70,6 @@ def parameter_sharding(p: Planner, over: str = "dp") -> None:
         if letters_of(p.axes, operator, axis):
             p.trans(axis, over, within=Selection(p.graph, p.axes, (operator,), operator.name))
             axes |= dict.fromkeys(operator.writes, axis)
-
-
-SHARDING = {1: optimizer_sharding, 2: gradient_sharding, 3: parameter_sharding}
-"""The stages of ZeRO."""
 
 
 def _updates_cut_by(p: Planner, cut: Cut) -> list[Operator]:
