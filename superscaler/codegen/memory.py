@@ -20,16 +20,11 @@ from superscaler.codegen.program import (
     writes_of,
 )
 from superscaler.ir.graph import Phase
+from superscaler.ir.kinds import VIEWS
 from superscaler.ir.optimizers import OPTIMIZERS
 from superscaler.ir.tensor import DTYPE_BYTES, Role
 from superscaler.planner.schedule import Task
 from superscaler.planner.steps import uses_time
-
-VIEWS = {
-    "aten.t", "aten.transpose.int", "aten.permute", "aten.unsqueeze", "aten.squeeze", "aten.squeeze.dim",
-    "aten.expand", "aten.slice.Tensor", "aten.select.int",
-}  # fmt: skip
-"""Kinds whose result shares its operand's memory; ``reshape`` does so where the operand is contiguous."""
 
 
 def free_values(program: Program) -> Program:

@@ -26,6 +26,7 @@ from superscaler.ir.rules import Rule, RuleMismatch, Shape, bind
 
 __all__ = [
     "KINDS",
+    "VIEWS",
     "Kind",
     "RuleSource",
     "bind_row",
@@ -52,6 +53,12 @@ KINDS: dict[str, Kind] = {
     **POINTWISE,
     **UPDATES,
 }
+
+VIEWS = {
+    "aten.t", "aten.transpose.int", "aten.permute", "aten.unsqueeze", "aten.squeeze", "aten.squeeze.dim",
+    "aten.expand", "aten.slice.Tensor", "aten.select.int",
+}  # fmt: skip
+"""Kinds whose result shares its operand's memory; ``reshape`` does so where the operand is contiguous."""
 
 
 def rule_of(operator: Operator, graph: Graph) -> tuple[Rule, dict[str, int]]:

@@ -40,7 +40,7 @@ def module_work(graph: Graph, axes: Axes) -> dict[str, float]:
     work: dict[str, float] = {}
     for operator in graph.operators:
         if operator.phase is Phase.FORWARD:
-            work[operator.module] = work.get(operator.module, 0.0) + _work(axes, operator)
+            work[operator.module] = work.get(operator.module, 0.0) + operator_work(axes, operator)
     return work
 
 
@@ -87,7 +87,7 @@ def _numbered(work: Mapping[str, float], prefix: str) -> dict[str, float]:
     return found
 
 
-def _work(axes: Axes, operator: Operator) -> float:
+def operator_work(axes: Axes, operator: Operator) -> float:
     """Arithmetic of an operator, as if it took its operands in one by one, each time a product of two.
 
     So attention is two products, of queries with keys and of the scores with values.

@@ -82,8 +82,8 @@ def solve_schedule(
         PlanError: No order fits in memory.
     """
     search = ScheduleSearch(pipeline, micro_batches, seconds, seed, splits_backward)
-    steps = [search.named, search.by_rules, search.whole, search.repeated]
-    steps += [search.by_chance, search.windows]
+    steps = [search.named, search.by_rules, search.by_chance, search.whole]
+    steps += [search.repeated, search.windows]
     if search.graph.num_runs > WHOLE_RUNS:
         steps.remove(search.whole)
     for step in steps:

@@ -26,7 +26,7 @@ def step_seconds(step: Step, bytes_per_element: int, cluster: Cluster) -> float:
     if step.is_local:
         return LOCAL_SECONDS
     runs = step.before.mesh.micro_batches if uses_time(step.before) else 1
-    return LOCAL_SECONDS + runs * _seconds_per_run(step, bytes_per_element, cluster)
+    return LOCAL_SECONDS + runs * seconds_per_run(step, bytes_per_element, cluster)
 
 
 def local_elements(layout: Layout) -> int:
@@ -39,7 +39,8 @@ def local_elements(layout: Layout) -> int:
     )
 
 
-def _seconds_per_run(step: Step, bytes_per_element: int, cluster: Cluster) -> float:
+def seconds_per_run(step: Step, bytes_per_element: int, cluster: Cluster) -> float:
+    """How long one run of a step that is not local takes, in seconds."""
     if step.kind is StepKind.EXCHANGE:
         return _exchange_seconds(step.before, step.after, bytes_per_element, cluster)
     num_bytes = bytes_per_element * local_elements(step.before)
