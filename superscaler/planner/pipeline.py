@@ -113,6 +113,11 @@ class ScheduleMaker(Protocol):
         """Whether gradients of weights are tasks of their own."""
         ...
 
+    @property
+    def weighs_costs(self) -> bool:
+        """Whether the schedule depends on what tasks take, so that the pipeline must come with its costs."""
+        ...
+
     def __call__(self, pipeline: Pipeline) -> Schedule:
         """The schedule.
 

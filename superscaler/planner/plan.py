@@ -19,6 +19,7 @@ from superscaler.planner.requirements import plan_requirements
 from superscaler.planner.rewrite import rewrite
 from superscaler.planner.schedule import Schedule, order_tasks
 from superscaler.planner.schedules import gpipe
+from superscaler.planner.task_costs import task_costs
 
 PlanScript = Callable[[Planner], None]
 
@@ -111,7 +112,10 @@ def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> 
             planner = _decisions(split_graph, cluster, script, is_rewritten=True)
     placed = complete(planner, maker.micro_batches, splits_backward=maker.splits_backward)
     materialized = materialize(placed, cluster, planner.operator_orders)
-    schedule = maker(materialized.pipeline)
+    pipeline = materialized.pipeline
+    if maker.weighs_costs:
+        pipeline = pipeline.with_costs(task_costs(materialized, cluster))
+    schedule = maker(pipeline)
     if len(schedule.rows) != len(materialized.rows):
         raise PlanError(
             f"the schedule {schedule.name!r} has {len(schedule.rows)} rows for "

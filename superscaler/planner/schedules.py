@@ -44,6 +44,11 @@ class Given:
         """Whether gradients of weights are tasks of their own."""
         return self.schedule.splits_backward
 
+    @property
+    def weighs_costs(self) -> bool:
+        """It is what it is."""
+        return False
+
     def __call__(self, pipeline: Pipeline) -> Schedule:
         """The schedule, whatever the pipeline."""
         return self.schedule
@@ -74,6 +79,7 @@ class Named:
     """From a number of rows to where the stages must be; None: it suits any."""
     form_in_words: str = "one stage per row of devices, in order"
     splits_backward: bool = False
+    weighs_costs: bool = False
 
     def __post_init__(self) -> None:
         _check_count(self.micro_batches)
@@ -392,6 +398,7 @@ class Interlaced:
     micro_batches: int
     name: str = "interlaced"
     splits_backward: bool = False
+    weighs_costs: bool = False
 
     def __post_init__(self) -> None:
         _check_count(self.micro_batches)
@@ -472,6 +479,7 @@ class Solved:
     memory: int | None
     splits_backward: bool
     name: str = "solved"
+    weighs_costs: bool = True
 
     def __post_init__(self) -> None:
         _check_count(self.micro_batches)

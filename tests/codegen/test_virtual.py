@@ -60,6 +60,7 @@ def test_deep_pipelines_compute_what_eager_pytorch_computes(how):
         "pp=4,schedule=zb-v,micro_batches=8", "dp=2,pp=2,schedule=zb-v,micro_batches=2",
         "pp=4,schedule=bidirectional,micro_batches=4", "dp=2,tp=2,pp=2,schedule=bidirectional,micro_batches=2",
         "pp=4,schedule=interlaced,micro_batches=4", "dp=2,tp=2,pp=2,schedule=interlaced,micro_batches=4",
+        "pp=4,schedule=solved,micro_batches=8", "dp=2,tp=2,pp=2,schedule=solved,micro_batches=4",
         "pp=2,recompute,schedule=zb-h1,micro_batches=4", "dp=2,pp=2,zero=3,schedule=interleaved,micro_batches=2",
     ],
 )  # fmt: skip
