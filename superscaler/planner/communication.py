@@ -71,7 +71,8 @@ class Movement:
             sent = (m.num_elements for m in moves if m.source == device != m.target)
             return Fraction(self.element_bytes * sum(sent))
         if self.kind is StepKind.SEND:
-            return Fraction(self.element_bytes * _held(before, device))
+            partner = self.step.after.mesh.devices[before.mesh.devices.index(device)]
+            return Fraction(self.element_bytes * _held(before, device) if partner != device else 0)
         count = before.mesh.size(self.axis)
         layout = self.step.after if self.kind is StepKind.ALL_GATHER else before
         return Fraction(self._rounds * self.element_bytes * (count - 1) * _held(layout, device), count)
@@ -176,11 +177,12 @@ def find_communication(materialized: MaterializedGraph, micro_batches: int) -> C
     """Every communication step of a materialized graph that runs in so many micro-batches."""
     found = []
     for phase, events in materialized.events.items():
-        times = 1 if phase in (Phase.PREPARE, Phase.UPDATE) else micro_batches
+        times = micro_batches if phase.is_repeated else 1
         for event in events:
             if isinstance(event, Transfer) and not event.step.is_local:
                 found.append(_movement(materialized, phase, event, times))
-    return Communication(tuple(found))
+    # between stages on one device nothing leaves it
+    return Communication(tuple(movement for movement in found if movement.most_bytes))
 
 
 def _movement(materialized: MaterializedGraph, phase: Phase, transfer: Transfer, times: int) -> Movement:
@@ -220,7 +222,10 @@ def senders(step: Step) -> tuple[int, ...]:
     layout = step.before
     devices = layout.mesh.devices
     is_even = all(layout.is_even(dim) for dim in range(len(layout.sizes)))
-    return devices[:1] if is_even and step.kind is not StepKind.EXCHANGE else devices
+    if step.kind is StepKind.EXCHANGE or not is_even:
+        return devices
+    is_handed_on = step.kind is StepKind.SEND and not set(devices).isdisjoint(step.after.mesh.devices)
+    return devices if is_handed_on else devices[:1]
 
 
 def _receivers(movement: Movement) -> str:

@@ -72,6 +72,18 @@ def test_an_exchange_counts_what_leaves_a_device():
     assert [forward.bytes_sent(device) for device in (0, 1)] == [activations // 2] * 2
 
 
+def test_between_stages_on_one_device_nothing_is_sent():
+    def script(p):
+        for number, part in enumerate(p.split_layers(4)):
+            p.assign(part, p.mesh([(0, 1, 1, 0)[number]], pp=1), chunk=number // 2)
+
+    communication = script_plan(gpt_graph(layers=4), 2, script).communication()
+    assert [m.ends for m in communication if m.phase == "F"] == [(0, 1), (2, 3)]
+    assert [m.ends for m in communication if m.phase == "B"] == [(3, 2), (1, 0)]
+    activations = 8 * 64 * 64 * 4
+    assert communication.bytes_sent == {device: {StepKind.SEND: 2 * activations} for device in (0, 1)}
+
+
 def test_nothing_moves_on_one_device():
     communication = plan_of(mlp_graph(), "none").communication()
     assert str(communication) == "communication per step: none"
