@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from superscaler.codegen.held import Held, after_collective
 from superscaler.codegen.instruction_text import describe
 from superscaler.codegen.program import (
+    Await,
     Collective,
     Compute,
     Exchange,
@@ -27,7 +28,7 @@ from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Phase
 from superscaler.planner.steps import plain
 
-Moving = Collective | Slice | Mask | Send | Receive | Exchange | Keep | Store
+Moving = Collective | Await | Slice | Mask | Send | Receive | Exchange | Keep | Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def _deleted(program: Program, part: Part, index: int, instruction: Moving) -> P
     """Without the instruction: readers read what it read; of a message or a sum, what resembles it most."""
     body = program.bodies[part]
     result = _with_body(program, part, body[:index] + body[index + 1 :])
-    if isinstance(instruction, Store | Send):
+    if isinstance(instruction, Store | Send | Await):
         return result
     (write,) = writes_of(instruction) or ("",)
     stand_in = reads_of(instruction)[0] if reads_of(instruction) else _resembling(program, part, index, write)
@@ -115,6 +116,10 @@ def _misdirected(
         for dim in range(len(program.values[instruction.read].shape)):
             if dim != instruction.dim:
                 yield replace(instruction, dim=dim)
+    if isinstance(instruction, Collective) and instruction.group >= 0:
+        yield replace(instruction, group=instruction.group + 1)
+    if isinstance(instruction, Await):
+        yield replace(instruction, leaving=instruction.leaving + 1)
     if isinstance(instruction, Slice):
         yield replace(instruction, start=Offset((), (), 1))
     if isinstance(instruction, Send | Receive):

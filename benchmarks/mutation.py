@@ -18,6 +18,7 @@ from benchmarks.report import finish, parse_arguments
 from models import gpt
 from superscaler.codegen.comparison import initial_state
 from superscaler.codegen.lower import lower
+from superscaler.codegen.overlap import overlap
 from superscaler.codegen.pieces import relative_difference
 from superscaler.codegen.program import Program
 from superscaler.codegen.verify import verify_programs
@@ -51,6 +52,8 @@ PLANS: dict[str, tuple[int, Callable[[Planner], None]]] = {
     "tp=2": (2, recipe("tp=2")),
     "pp=2": (2, recipe("pp=2")),
     "dp=2,zero=1": (2, recipe("dp=2,zero=1")),
+    "dp=2,zero=3": (2, recipe("dp=2,zero=3")),
+    "dp=2,zero=2,micro_batches=2": (2, recipe("dp=2,zero=2,micro_batches=2")),
     "dp=2,tp=2": (4, recipe("dp=2,tp=2")),
     "tp=2,sp": (2, recipe("tp=2,sp")),
     "dp=2,tp=2,pp=2,schedule=1f1b,micro_batches=4": (
@@ -122,7 +125,7 @@ def make_case(name: str) -> Case:
     model = gpt.build("tiny", **sizes).double()
     batch = gpt.example_inputs("tiny", batch=8, **sizes)
     plan = make_plan(trace(model, batch, optimizer=AdamW()), Cluster.local(devices), script, name)
-    programs = lower(plan)
+    programs = overlap(plan, lower(plan))
     # nothing is 0 or 1, so that no summand and no factor goes unnoticed
     state = {
         key: value + 0.1 * torch.rand_like(value) for key, value in initial_state(plan.graph, model).items()

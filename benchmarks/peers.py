@@ -192,6 +192,7 @@ class Pair:
 
 PEERS = {
     "dp": Pair("dp=2", "DistributedDataParallel", distributed_data_parallel),
+    "fsdp": Pair("dp=2,zero=3", "fully_shard", fully_sharded),
     "tp": Pair("tp=2", "parallelize_module", tensor_parallel),
     "sp": Pair("tp=2,sp", "parallelize_module, sequence parallel", sequence_parallel),
     "pp": Pair("pp=2,schedule=1f1b,micro_batches=4", "Schedule1F1B", pipeline_1f1b),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from superscaler.codegen.names import VIEWS
 from superscaler.codegen.program import (
+    Await,
     Collective,
     Compute,
     Instruction,
@@ -138,6 +139,8 @@ def _modules(stage: Stage, body: Sequence[Instruction]) -> list[str]:
             tensor = stage.value(reads_of(instruction)[0]).tensor
             writer = stage.graph.writer.get(tensor)
             module = writer.module if writer else tensor.rpartition(".")[0]
+        elif isinstance(instruction, Await) and instruction.leaving:
+            module = modules[-1]  # it ends a layer
         modules.append(module)
     return modules
 
@@ -207,7 +210,9 @@ def _canonical(
             extra = (place, _within(kept, prefix), instruction.add)
         elif isinstance(instruction, Collective):
             extra = (instruction.step.kind, instruction.step.axis, instruction.dim, instruction.from_dim,
-                     instruction.step.before.reducer)  # fmt: skip
+                     instruction.step.before.reducer, instruction.is_started, instruction.group >= 0)  # fmt: skip
+        elif isinstance(instruction, Await):
+            extra = (instruction.leaving,)
         elif isinstance(instruction, Slice):
             extra = (instruction.step.axis, instruction.dim, instruction.start, instruction.length)
         elif isinstance(instruction, Mask):

@@ -27,7 +27,7 @@ _ACCUMULATE = '''def accumulate(sums, name, value):
 def emit(plan: Plan, program: Program) -> str:
     """The source of one row's program."""
     stage, tables = Stage(plan, program), NameTables()
-    phases = emit_phases(stage)
+    phases = emit_phases(stage, tables)
     functions, returned = list(phases.functions), ()
     update = None
     if stage.bodies[Part(Phase.UPDATE)]:

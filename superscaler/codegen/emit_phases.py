@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from superscaler.codegen.blocks import Block, Call
 from superscaler.codegen.function import Function
 from superscaler.codegen.loops import REPEATED, Bodies, Loop, find_bodies, item_reads
-from superscaler.codegen.program import Part
+from superscaler.codegen.name_tables import NameTables
+from superscaler.codegen.program import Collective, Part
 from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase
 
-ORDER = ("batch", "saved", "p", "state", "grads", "kept", "at", "key", "step", "mb", "rt")
+ORDER = ("batch", "saved", "p", "gathered", "state", "grads", "kept", "at", "key", "step", "mb", "rt")
 """Order of the arguments every function may have, behind the values it is given."""
 NAMES = {
     Phase.PREPARE: "prepare",
@@ -61,14 +63,14 @@ class Phases:
     """Graph outputs that a function returns; for inference."""
 
 
-def emit_phases(stage: Stage) -> Phases:
+def emit_phases(stage: Stage, tables: NameTables) -> Phases:
     """Write the functions of a program but for its update."""
-    return _Writer(stage).write()
+    return _Writer(stage, tables).write()
 
 
 class _Writer:
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
+    def __init__(self, stage: Stage, tables: NameTables) -> None:
+        self.stage, self.tables = stage, tables
         self.bodies: Bodies = find_bodies(stage)
         self.emitted: dict[int, tuple[Emitted, Function]] = {}
         written = stage.written_in
@@ -202,6 +204,7 @@ class _Writer:
                 function.add("del saved")
         for name in map(self._dict_name, self.bodies.saving(part)):
             function.add(f"{name} = {{}}")
+        self._gather_ahead(function, part)
         for name, (call, block, place) in self.bodies.inside_saved.get(part, {}).items():
             function.special[name] = f'{self._dict_name(block)}["{call.prefix}"][{place}]'
         returned = self._returned(part) if part.phase is Phase.FORWARD else []
@@ -216,10 +219,27 @@ class _Writer:
             results.append(_tuple([*own, *later_dicts], brackets=bool(results)))
         whose = f" in stage {part.stage}" if self.stage.hosts_several else ""
         docstring = f"{_WHAT[part.phase]} of one micro-batch{whose}."
-        parameters = [name for name in ORDER if name in function.needs]
+        parameters = [name for name in ORDER if name in function.needs - {"gathered"}]
         parameters += [name for name in self.prepared_names.values() if name in function.used]
         lines = function.source(parameters, docstring, ", ".join(results))
         return Emitted(function.name, tuple(parameters), tuple(lines), frozenset(function.needs))
+
+    def _gather_ahead(self, function: Function, part: Part) -> None:
+        """Append where the parameters come from that travel ahead of their use."""
+        gathers = [i for i in self.stage.bodies[part] if isinstance(i, Collective) and i.group >= 0]
+        if not gathers:
+            return
+        groups = [[i.read for i in group] for _, group in groupby(gathers, lambda i: i.group)]
+        table = self.tables.groups(groups, f"GATHERED_{part.phase.name}")
+        dims = {i.dim: [other.read for other in gathers if other.dim == i.dim] for i in gathers if i.dim}
+        along = "".join(f", {dim}: {self.tables.iterable(names, 'GATHERED')}" for dim, names in dims.items())
+        along = f", {{{along[2:]}}}" if along else ""
+        function.use("rt")
+        axis = function.sizes.axis(gathers[0].step.axis)
+        function.add(
+            f"gathered = rt.gather_ahead({function.use('p')}, {table}, {axis}{along})",
+            "each while what came before it is used",
+        )
 
     def _start(self, part: Part) -> Function:
         suffix = f"_{part.stage}" if self.stage.hosts_several else ""

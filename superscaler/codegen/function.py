@@ -7,6 +7,7 @@ from typing import Any
 from superscaler.codegen.expressions import METHODS, Text, call
 from superscaler.codegen.names import VIEWS, Scope
 from superscaler.codegen.program import (
+    Await,
     Collective,
     Compute,
     Exchange,
@@ -29,7 +30,7 @@ from superscaler.planner.steps import StepKind
 
 RESERVED = (
     "p", "at", "rt", "ops", "torch", "F", "batch", "grads", "kept", "state", "saved", "mb", "step", "key", "layer",
-    "blocks", "name", "accumulate", "pieces",
+    "blocks", "name", "accumulate", "pieces", "gathered",
 )  # fmt: skip
 _CHAIN = 80
 """Longest chain of calls on one line, in characters."""
@@ -79,6 +80,7 @@ class Function:
         self._kept_roots: set[str] = set()
         self._last: dict[str, int] = {}
         self._here = 0
+        self._items: Sequence[Any] = ()
 
     # values
 
@@ -86,11 +88,11 @@ class Function:
         """Bind a value that is passed in, by preference as `name`; returns its name."""
         return self.scope.bind(value, name or self.stage.hint(value))
 
-    def unpack(self, names: Sequence[str], source: str) -> None:
+    def unpack(self, names: Sequence[str], source: str, comment: str = "") -> None:
         """Append ``a, b = source``."""
         text = ", ".join(names) + ("," if len(names) == 1 else "")
         is_long = len(INDENT + text + source) + 3 > WIDTH
-        self.add(f"({text}) = {source}" if is_long else f"{text} = {source}")
+        self.add(f"({text}) = {source}" if is_long else f"{text} = {source}", comment)
 
     def key(self, name: str) -> str:
         """A dict key, relative to ``at`` in a block."""
@@ -145,6 +147,7 @@ class Function:
             reads: What an item reads.
             other: Writes an item that is no instruction.
         """
+        self._items = items
         self._last = {name: i for i, item in enumerate(items) for name in reads(item)}
         self._last.update(dict.fromkeys(outputs, len(items)))
         is_again = False
@@ -186,11 +189,22 @@ class Function:
 
     def write(self, instruction: Instruction, following: Any) -> None:
         """Append one instruction; `following` is the next one, where it may be joined with it."""
+        if isinstance(instruction, Await):
+            self.use("rt")
+            if instruction.leaving:
+                self.add(f"rt.wait(leaving={instruction.leaving})", "the sums of the layers before are there")
+            else:
+                self.add("rt.wait()", "all sums are there")
+            return
         mesh = self.stage.program.mesh_of(instruction)
         self.sizes.mesh = mesh
         match instruction:
             case Compute():
                 self._compute(instruction, following)
+            case Collective(is_started=True):
+                self._start(instruction)
+            case Collective(group=group) if group >= 0:
+                self._take_group(instruction)
             case Collective():
                 self._collective(instruction)
             case Slice(read=read, write=write):
@@ -347,14 +361,39 @@ class Function:
         )
         self._assign(write, f"rt.{step.kind}({text}, {axis}, {dims})", comment)
 
-    def _may_overwrite(self, value: str) -> bool:
-        """Whether the memory of a value belongs to it alone from here on."""
+    def _start(self, instruction: Collective) -> None:
+        """A reduction that is under way while the program computes; its result goes where it is kept."""
+        step, read = instruction.step, instruction.read
+        keep = self.stage.keeps[instruction.write]
+        place, key = self.stage.kept[keep.write]
+        self.use("rt")
+        text, where = str(self.read(read)), self.sizes.axis(step.axis)
+        if step.kind is StepKind.REDUCE_SCATTER:
+            where = f"{where}, {instruction.dim}"
+        elif not self._may_overwrite(read, instruction):
+            text = f"{self.read(read).atom}.clone()"
+        self._kept_roots.add(self._root.get(read, read))
+        call = f"rt.start_{step.kind}({text}, {where}, {self.use(place)}, {self.key(key)})"
+        part = "own piece of the sum" if step.kind is StepKind.REDUCE_SCATTER else "sum"
+        self.add(call, f"{part} {self.shape(instruction.write)}")
+
+    def _take_group(self, instruction: Collective) -> None:
+        """Parameters that were joined while those before them were used."""
+        group = [i for i in self._items if isinstance(i, Collective) and i.group == instruction.group]
+        if instruction is not group[0]:
+            return
+        names = [self.bind(i.write) for i in group]
+        self._fresh.update(i.write for i in group)
+        self.unpack(names, f"next({self.use('gathered')})", f"joined over {instruction.step.axis}")
+
+    def _may_overwrite(self, value: str, by: Instruction | None = None) -> bool:
+        """Whether the memory of a value belongs to it alone from here on, and to what `by` makes of it."""
         root = self._root.get(value, value)
         if root not in self._fresh:
             return False
         sharing = [root, *(other for other, its in self._root.items() if its == root)]
         for other in sharing:
-            kept = other in self.stage.keeps or self.stage.is_sent(other)
+            kept = other in self.stage.keeps or self.stage.is_under_way(other, by)
             if kept or (self._last.get(other, -1) > self._here):
                 return False
         return not any(

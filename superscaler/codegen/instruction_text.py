@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from superscaler.codegen.program import (
+    Await,
     Collective,
     Compute,
     Exchange,
@@ -24,9 +25,14 @@ def describe(instruction: Instruction) -> str:
             return f"{', '.join(writes)} = {kind}({', '.join(reads)})" + (
                 f"  # {operator}" if operator else ""
             )
-        case Collective(step=step, read=read, write=write, dim=dim, from_dim=from_dim):
+        case Collective(
+            step=step, read=read, write=write, dim=dim, from_dim=from_dim, is_started=is_started, group=group
+        ):
             dims = f", dim {from_dim} -> {dim}" if from_dim >= 0 else f", dim {dim}" if dim >= 0 else ""
-            return f"{write} = {step.kind}({read}{dims}) over {step.axis}"
+            how = "start " if is_started else f"group {group}: " if group >= 0 else ""
+            return f"{write} = {how}{step.kind}({read}{dims}) over {step.axis}"
+        case Await(leaving=leaving):
+            return f"wait, leaving {leaving}" if leaving else "wait"
         case Slice(step=step, read=read, write=write, dim=dim):
             return f"{write} = slice({read}, dim {dim}) over {step.axis}"
         case Mask(step=step, read=read, write=write):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from superscaler.codegen.instruction_text import describe
+from superscaler.codegen.overlap import arriving, coming
 from superscaler.codegen.program import (
     Compute,
     Free,
@@ -38,8 +39,9 @@ def free_values(program: Program) -> Program:
     place: dict[str, tuple[Part, int]] = {}
     whole: set[str] = set()
     for part, body in bodies.items():
+        arrived = arriving(body)
         for index, instruction in enumerate(body):
-            for name in (*reads_of(instruction), *writes_of(instruction)):
+            for name in (*reads_of(instruction), *writes_of(instruction), *arrived.get(index, ())):
                 place[name] = part, index
             if isinstance(instruction, Keep) or not part.phase.is_repeated:
                 whole.update(writes_of(instruction))
@@ -197,8 +199,10 @@ class _Account:
         now = self._bytes(self._roots(alive))
         most, moment = now.copy(), "start"
         handed: dict[int, Counter[str]] = {}
-        for instruction in self.program.bodies.get(part, ()):
-            added: list[str] = []
+        body = self.program.bodies.get(part, ())
+        ahead = coming(body)
+        for place, instruction in enumerate(body):
+            added = ahead.get(place, [])
             if isinstance(instruction, Send) and instruction.stage in self.program.stages:
                 handed.setdefault(instruction.stage, Counter()).update(
                     self._bytes(self._roots([instruction.read]))
@@ -208,8 +212,10 @@ class _Account:
                     over[instruction.write] = self._root(instruction.read)
                     added.append(instruction.write)
             elif not isinstance(instruction, Store):
-                added += writes_of(instruction)
+                added = [*added, *writes_of(instruction)]
             for name in added:
+                if name in alive:  # on its way since the group before
+                    continue
                 root = over.get(name) or self._root(name)
                 alive[name] = None
                 users[root] += 1

@@ -30,13 +30,45 @@ class NameTables:
         self.define(suggestion, keys)
         return self.iterable(keys, suggestion)
 
-    def define(self, suggestion: str, keys: Sequence[str]) -> None:
-        """Add a constant, as the difference from another where that is short."""
+    def groups(self, groups: Sequence[Sequence[str]], suggestion: str) -> str:
+        """The name of a constant with a tuple of names per group; groups alike but for a number share a line."""
+        parts: list[str] = []
+        position = 0
+        while position < len(groups):
+            stem, first, suffixes = _numbered(groups[position])
+            numbers = [first]
+            while suffixes and _numbered(_at(groups, position + len(numbers))) in (
+                (stem, numbers[-1] + step, suffixes)
+                for step in ({numbers[1] - first} if len(numbers) > 1 else {1, -1})
+            ):
+                numbers.append(_numbered(groups[position + len(numbers)])[1])
+            if len(numbers) > 1:
+                names = self.iterable(suffixes, "LAYER_PARAMETERS")
+                low, high = min(numbers), max(numbers) + 1
+                span = f"range({low}, {high})" if low else f"range({high})"
+                span = span if numbers[0] == low else f"reversed({span})"
+                parts.append(
+                    f'*(tuple(f"{stem}.{{layer}}.{{name}}" for name in {names}) for layer in {span})'
+                )
+            else:
+                names = ", ".join(map(_quoted, groups[position]))
+                parts.append(f"({names}{',' if len(groups[position]) == 1 else ''})")
+            position += len(numbers)
+        name = self._unused(suggestion)
+        lines = statement(f"{name} = ({', '.join(parts)}{',' if len(parts) == 1 else ''})", indent=0)
+        self._tables[name], self._lines[name] = (), lines
+        return name
+
+    def _unused(self, suggestion: str) -> str:
         name, number = suggestion, 1
         while name in self._tables:
             number += 1
             name = f"{suggestion}_{number}"
-        keys = tuple(keys)
+        return name
+
+    def define(self, suggestion: str, keys: Sequence[str]) -> None:
+        """Add a constant, as the difference from another where that is short."""
+        name, keys = self._unused(suggestion), tuple(keys)
         for other, table in self._tables.items():
             missing = [key for key in table if key not in set(keys)]
             extra = keys[len(table) - len(missing) :]
@@ -76,14 +108,32 @@ class NameTables:
                 parts.append(_quoted(keys[position]))
                 position += 1
                 continue
+            known = next((table for table, names in self._tables.items() if names == tuple(suffixes)), "")
             block = f"{name}_PER_LAYER" if not before else f"{name}_PER_LAYER_{len(before) + 1}"
             block = block.replace("PARAMETERS_PER_LAYER", "LAYER_PARAMETERS")
-            before += statement(f"{block} = ({', '.join(map(_quoted, suffixes))})", indent=0)
+            if known:
+                block = known
+            else:
+                before += statement(f"{block} = ({', '.join(map(_quoted, suffixes))})", indent=0)
             span = f"range({first}, {first + count})" if first else f"range({count})"
             parts.append(f'*(f"{stem}.{{layer}}.{{name}}" for layer in {span} for name in {block})')
             position += count * len(suffixes)
         text = ", ".join(parts) + ("," if len(parts) == 1 else "")
         return [*before, *statement(f"{name} = ({text})", indent=0)]
+
+
+def _at(groups: Sequence[Sequence[str]], position: int) -> Sequence[str]:
+    return groups[position] if position < len(groups) else ()
+
+
+def _numbered(names: Sequence[str]) -> tuple[str, int, tuple[str, ...]]:
+    """What names that lie in one numbered module have in common, its number, and what follows in each."""
+    matches = [re.match(r"(.*?)\.(\d+)\.(.+)$", name) for name in names]
+    found = {(match[1], int(match[2])) if match else None for match in matches}
+    if len(found) != 1 or None in found:
+        return "", -1, ()
+    ((stem, number),) = found  # type: ignore[misc]
+    return stem, number, tuple(match[3] for match in matches if match)
 
 
 def _quoted(text: str) -> str:

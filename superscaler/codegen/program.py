@@ -69,6 +69,18 @@ class Collective:
     """Dim of the value: scattered into, gathered along; for all-to-all the dim that becomes cut."""
     from_dim: int = -1
     reason: str = ""
+    is_started: bool = False
+    """Whether the program goes on meanwhile: the result may be kept at once, and is there after an Await."""
+    group: int = -1
+    """Of gathers of stored pieces: in which group of the body it travels, while the group before is used; -1: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """Wait for all reductions started in this body but the last few."""
+
+    leaving: int = 0
+    """How many of them need not have arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +166,7 @@ class Free:
     values: tuple[str, ...]
 
 
-Instruction = Compute | Collective | Slice | Mask | Send | Receive | Exchange | Keep | Store | Free
+Instruction = Compute | Collective | Await | Slice | Mask | Send | Receive | Exchange | Keep | Store | Free
 
 
 class Part(NamedTuple):
@@ -228,7 +240,7 @@ def reads_of(instruction: Instruction) -> tuple[str, ...]:
     match instruction:
         case Compute(reads=reads):
             return reads
-        case Receive() | Free():
+        case Receive() | Await() | Free():
             return ()
         case Send(read=read) | Exchange(read=read):
             return (read,) if read else ()
@@ -241,7 +253,7 @@ def writes_of(instruction: Instruction) -> tuple[str, ...]:
     match instruction:
         case Compute(writes=writes):
             return writes
-        case Send() | Free():
+        case Send() | Await() | Free():
             return ()
         case Exchange(write=write):
             return (write,) if write else ()

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from superscaler.codegen.held import Held, after_collective, after_mask, after_slice, spell
 from superscaler.codegen.instruction_text import neighbourhood
 from superscaler.codegen.program import (
+    Await,
     Collective,
     Compute,
     Exchange,
@@ -59,6 +60,10 @@ class RowProof:
     """Values of one micro-batch, each of one stage."""
     kept: dict[str, Held] = field(default_factory=dict)
     """Values that are complete only after all micro-batches."""
+    under_way: dict[Part, list[str]] = field(default_factory=dict)
+    """Results of reductions that were started and not waited for, oldest first."""
+    gathered: dict[Part, Collective] = field(default_factory=dict)
+    """The last gather of a group."""
     freed: set[str] = field(default_factory=set)
     stored: set[str] = field(default_factory=set)
     ran: Counter[str] = field(default_factory=Counter)
@@ -121,6 +126,8 @@ class RowProof:
                     self._local(instruction)
             yield True
         self.part, self.index = part, len(self.program.bodies[part])
+        for name in self.under_way.get(part, ()):
+            self.fault(f"ends while {name!r} is under way", "end it with an Await")
 
     def fault(self, what: str, remedy: str = BY_LOWERING) -> NoReturn:
         """Raise, showing the instructions around the one at hand."""
@@ -147,6 +154,11 @@ class RowProof:
     # values
 
     def _read(self, name: str) -> Held:
+        if name in self.under_way.get(self.part, ()):
+            self.fault(f"reads {name!r}, which is under way", "wait for it first, with an Await")
+        return self._present(name)
+
+    def _present(self, name: str) -> Held:
         if self.phase.is_repeated and name in self.among:
             held = self.among[name]
             if held.layout.mesh != self.program.stages[self.part.stage]:
@@ -226,6 +238,10 @@ class RowProof:
                     f"{step.kind} over {step.axis!r}",
                 )
                 self._note_meeting(held.layout.mesh, instruction)
+                self._note_overlap(instruction)
+            case Await(leaving=leaving):
+                started = self.under_way.get(self.part, [])
+                del started[: max(0, len(started) - leaving)]
             case Slice(step=step, read=read, write=write):
                 held = self._read(read)
                 self._write_step(
@@ -310,7 +326,7 @@ class RowProof:
         self.ran[operator.name] += 1
 
     def _keep(self, instruction: Keep) -> None:
-        held = self._read(instruction.read)
+        held = self._present(instruction.read)
         if not self.phase.is_repeated:
             self.fault("keeps a value outside of the micro-batches")
         if instruction.write in self.kept or instruction.write in self.whole:
@@ -441,6 +457,32 @@ class RowProof:
             stage = self.plan.materialized.stages.index(mesh)
             for kind in ("send", "receive"):
                 self._note(kind, others, instruction.write, f"{axis} of stage {stage}: {instruction.write}")
+
+    def _note_overlap(self, instruction: Collective) -> None:
+        """What goes on while the program computes must be the same for all who take part, and disturb nothing."""
+        if not instruction.is_started and instruction.group < 0:
+            return
+        group = instruction.step.after.mesh.group(instruction.step.axis, self.program.devices[0])
+        if not self.phase.is_repeated or not set(group) <= set(self.program.devices):
+            self.fault("goes on meanwhile, outside of a micro-batch or with devices of other programs")
+        if instruction.is_started:
+            if instruction.step.kind not in (StepKind.ALL_REDUCE, StepKind.REDUCE_SCATTER):
+                self.fault(f"starts a {instruction.step.kind}, which is no reduction")
+            self.under_way.setdefault(self.part, []).append(instruction.write)
+            return
+        # stored pieces change in the update alone, so a gather may run any time before
+        if instruction.step.kind is not StepKind.ALL_GATHER or instruction.read not in self.program.stored:
+            self.fault("gathers ahead what is not stored")
+        last = self.gathered.get(self.part)
+        number = -1 if last is None else last.group
+        if instruction.group not in (max(number, 0), number + 1):
+            self.fault(f"gathers group {instruction.group} after group {number}")
+        if last is not None and (last.step.axis, last.step.after.mesh) != (
+            instruction.step.axis,
+            instruction.step.after.mesh,
+        ):
+            self.fault(f"gathers over {instruction.step.axis!r} in one row with {last.step.axis!r}")
+        self.gathered[self.part] = instruction
 
     def _note(self, kind: str, devices: Sequence[int], name: str, channel: str) -> None:
         """Note a point at which other rows are met, by their devices."""

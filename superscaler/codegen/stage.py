@@ -206,9 +206,13 @@ class Stage:
                 count *= max(pieces)
         return count * DTYPE_BYTES[value.dtype]
 
-    def is_sent(self, name: str) -> bool:
-        """Whether a value leaves for another stage, and so must not be overwritten."""
-        return any(isinstance(instruction, Send) for _, instruction in self.readers.get(name, ()))
+    def is_under_way(self, name: str, but: Instruction | None = None) -> bool:
+        """Whether a value is sent, or summed while the program goes on, and so must not be overwritten."""
+        return any(
+            isinstance(reader, Send) or (isinstance(reader, Collective) and reader.is_started)
+            for _, reader in self.readers.get(name, ())
+            if reader is not but
+        )
 
 
 def _with_keeps_early(body: tuple[Instruction, ...]) -> list[Instruction]:

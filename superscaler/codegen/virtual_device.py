@@ -10,6 +10,7 @@ from torch import Tensor
 from superscaler.codegen.instruction_text import describe
 from superscaler.codegen.pieces import combine
 from superscaler.codegen.program import (
+    Await,
     Collective,
     Compute,
     Exchange,
@@ -75,6 +76,8 @@ class Device:
     by_micro_batch: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     fed: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     recorded: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    under_way: list[list[str]] = field(default_factory=list)
+    """Per reduction that was started the values that are not there yet, oldest first."""
     position: str = "not started"
 
     def __post_init__(self) -> None:
@@ -104,7 +107,7 @@ class Device:
     def _execute(
         self, instruction: Instruction, phase: Phase, micro_batch: int
     ) -> Generator[Wait, Any, None]:
-        mesh = self.program.mesh_of(instruction) if not isinstance(instruction, Free) else None
+        mesh = None if isinstance(instruction, Free | Await) else self.program.mesh_of(instruction)
         here = self.coordinates(mesh, micro_batch) if mesh else {}
 
         def read(name: str) -> Tensor:
@@ -120,6 +123,10 @@ class Device:
                     write(name, value)
             case Collective():
                 write(instruction.write, (yield self._collective(instruction, read(instruction.read))))
+                if instruction.is_started:
+                    self.under_way.append([instruction.write])
+            case Await(leaving=leaving):
+                self.under_way = self.under_way[max(0, len(self.under_way) - leaving) :]
             case Slice():
                 assert mesh is not None
                 start, length = instruction.start.at(mesh, here), instruction.length.at(mesh, here)
@@ -140,7 +147,9 @@ class Device:
             case Exchange():
                 yield from self._exchange(instruction, micro_batch, read, write)
             case Keep():
-                value = read(instruction.read)
+                value = self._held(instruction.read, phase, micro_batch)
+                for names in self.under_way:
+                    names += [instruction.write] if instruction.read in names else []
                 before = self.whole.get(instruction.write) if instruction.add else None
                 value = value if before is None else before + value
                 self._check(instruction.write, value, here)
@@ -161,6 +170,13 @@ class Device:
     # values
 
     def _read(self, name: str, phase: Phase, micro_batch: int) -> Tensor:
+        if any(name in names for names in self.under_way):
+            raise VerificationError(
+                f"device {self.number} reads {name!r}, which is under way, in {self.position}"
+            )
+        return self._held(name, phase, micro_batch)
+
+    def _held(self, name: str, phase: Phase, micro_batch: int) -> Tensor:
         if phase.is_repeated and name in self.by_micro_batch.get(micro_batch, {}):
             return self.by_micro_batch[micro_batch][name]
         if (name, micro_batch) in self.fed:

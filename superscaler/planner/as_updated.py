@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from superscaler.ir.graph import Phase
 from superscaler.ir.layout import Layout
-from superscaler.ir.mesh import Mesh
+from superscaler.ir.mesh import TIME, Mesh
 from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.steps import plain
 
@@ -28,13 +28,15 @@ def homes_as_updated(placed: PlacedGraph, parameter: str, readers: Iterable[Layo
 def kept_as_updated(placed: PlacedGraph, gradient: str, made: Layout) -> Layout | None:
     """The layout a micro-batch's gradient is brought into at once; None where it stays as it is made.
 
-    The cuts are those of the update; over axes that cut nothing there, summands stay summands, which are
-    brought together once per step.
+    Of several micro-batches, only the cuts are those of the update; over axes that cut nothing there, summands stay
+    summands, which are brought together once per step.
     """
     (parameter,) = (name for name, other in placed.graph.gradients.items() if other == gradient)
     wanted = _read_by_update(placed, parameter, gradient)
     if wanted.mesh != made.mesh:
         return None
+    if TIME not in made.partial:
+        return None if wanted == made else wanted
     cut = {axis for axes in wanted.cuts for axis in axes}
     summands = tuple(axis for axis in made.partial if axis not in cut)
     target = plain(replace(wanted, partial=summands, reducer=made.reducer))

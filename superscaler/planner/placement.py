@@ -44,7 +44,8 @@ class PlacedGraph:
     reasons: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Operator -> why it is cut and placed as it is, one sentence each."""
     kept_as_updated: frozenset[str] = frozenset()
-    """Gradients that are brought into the layout their update reads as soon as a micro-batch makes them."""
+    """Gradients that are brought into the layout their update reads as soon as a micro-batch makes them: all where
+    there is one micro-batch."""
     stored_as_updated: frozenset[str] = frozenset()
     """Parameters that are stored in the layout their update reads, and brought together where they are read."""
 

@@ -19,10 +19,16 @@ from superscaler.runtime.flat_messages import (
     join_pieces,
     lead_with_pieces,
     overwrite,
-    split_columns,
 )
 from superscaler.runtime.groups import Axis, Giver, Way, create_groups, partner
 from superscaler.runtime.pending_sends import PendingSends
+from superscaler.runtime.started import (
+    GatheredAhead,
+    Reduction,
+    Reductions,
+    start_all_gather,
+    start_reduce_scatter,
+)
 
 REDUCERS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
@@ -69,6 +75,7 @@ class Runtime:
                 timedelta(seconds=timeout),
             )
         self._sends = PendingSends(is_gloo=self.device.type == "cpu")
+        self._reductions = Reductions()
         self._handed: defaultdict[tuple[int, int] | str, deque[Tensor]] = defaultdict(deque)
 
     def use_sizes(self, sizes: Mapping[str, int], exchanges: Mapping[str, Any]) -> None:
@@ -129,13 +136,9 @@ class Runtime:
         results: list[Tensor] = list(x)
         with self._naming("reduce_scatter", axis.name, axis.ranks):
             for indices in buckets(x):
-                pieces = [lead_with_pieces(x[i], dim[i], axis.size) for i in indices]
-                flat = axis.to_group(_join_columns(pieces))
-                mine = flat.new_empty(flat.shape[1])
-                dist.reduce_scatter_tensor(mine, flat.view(-1), group=axis.group)
-                parts = split_columns(mine.unsqueeze(0), [piece.shape[1:] for piece in pieces])
-                for index, part in zip(indices, parts, strict=True):
-                    results[index] = part[0]
+                message = start_reduce_scatter([x[i] for i in indices], axis, [dim[i] for i in indices])
+                for index, piece in zip(indices, message.results(), strict=True):
+                    results[index] = piece
         return results
 
     @overload
@@ -153,12 +156,9 @@ class Runtime:
         results: list[Tensor] = list(x)
         with self._naming("all_gather", axis.name, axis.ranks):
             for indices in buckets(x):
-                flat = _join_columns([x[i].unsqueeze(0) for i in indices])
-                gathered = flat.new_empty(axis.size, flat.shape[1])
-                dist.all_gather_into_tensor(gathered.view(-1), flat.view(-1), group=axis.group)
-                parts = split_columns(axis.from_group(gathered), [x[i].shape for i in indices])
-                for index, part in zip(indices, parts, strict=True):
-                    results[index] = join_pieces(part, dim[index])
+                message = start_all_gather([x[i] for i in indices], axis, [dim[i] for i in indices])
+                for index, whole in zip(indices, message.results(), strict=True):
+                    results[index] = whole
         return results
 
     def all_to_all(self, x: Tensor, axis: Axis, split_dim: int, concat_dim: int) -> Tensor:
@@ -170,6 +170,46 @@ class Runtime:
             received = torch.empty_like(pieces)
             dist.all_to_all_single(received.view(-1), pieces.view(-1), group=axis.group)
         return join_pieces(axis.from_group(received), concat_dim)
+
+    def start_all_reduce(self, x: Tensor, axis: Axis, into: dict[str, Tensor], name: str) -> None:
+        """Start to sum `x` over `axis`, overwriting it; `wait` puts the sum into ``into[name]``, or adds it there."""
+        with self._naming("start_all_reduce", axis.name, axis.ranks):
+            self._reductions.start(Reduction(x, axis, None, into, name))
+
+    def start_reduce_scatter(
+        self, x: Tensor, axis: Axis, dim: int, into: dict[str, Tensor], name: str
+    ) -> None:
+        """As `start_all_reduce`, of this rank's piece of `dim`; until then `x` must stay as it is."""
+        with self._naming("start_reduce_scatter", axis.name, axis.ranks):
+            self._reductions.start(Reduction(x, axis, dim, into, name))
+
+    def wait(self, leaving: int = 0) -> None:
+        """Wait for what was started, but not for the last `leaving` of it."""
+        with self._naming("wait", "all axes", self._everyone()):
+            self._reductions.wait(leaving)
+
+    def gather_ahead(
+        self,
+        source: Mapping[str, Tensor],
+        groups: Sequence[Sequence[str]],
+        axis: Axis,
+        along: Mapping[int, Iterable[str]] | None = None,
+    ) -> Iterator[list[Tensor]]:
+        """Groups of tensors, each joined over `axis` into new ones; the next is on its way while one is used.
+
+        Args:
+            source: This rank's pieces, by name.
+            groups: The names of each group, in the order of use.
+            axis: The ranks that hold the pieces.
+            along: Dim -> the names whose pieces are joined along it; all others are along dim 0.
+        """
+        dims = {name: dim for dim, names in (along or {}).items() for name in names}
+        return GatheredAhead(
+            source,
+            [{name: dims.get(name, 0) for name in names} for names in groups],
+            axis,
+            lambda: self._naming("gather_ahead", axis.name, axis.ranks),
+        )
 
     def send(self, x: Tensor, stage: int, source: int | None = None) -> None:
         """Start sending `x` to this rank's partner in `stage`; `x` may be freed, but not overwritten.
@@ -325,9 +365,3 @@ class Runtime:
                 remedy="look for the first error of another rank; where ranks are only slow, raise --timeout "
                 f"(now {self.timeout:g} seconds)",
             ) from error
-
-
-def _join_columns(parts: Sequence[Tensor]) -> Tensor:
-    """[n, *shape] tensors side by side as one contiguous [n, total]."""
-    flat = [part.flatten(1) if part.dim() > 1 else part.unsqueeze(1) for part in parts]
-    return flat[0].contiguous() if len(flat) == 1 else torch.cat(flat, dim=1)

@@ -5,14 +5,19 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-BUCKET_BYTES = 32 * 2**20
-"""Small tensors are joined up to this many bytes; a larger one travels alone, uncopied."""
+JOINED_BYTES = {"cpu": 2**20, "cuda": 25 * 2**20}
+"""Up to how many bytes small tensors are joined; a larger one travels alone, uncopied. By type of device: where copies
+are dear and messages cheap, few are joined."""
 
 
-def buckets(xs: Sequence[Tensor], limit: int = BUCKET_BYTES) -> Iterator[list[int]]:
-    """Indices of `xs` in groups of one dtype and at most `limit` bytes, or of one tensor."""
+def buckets(xs: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Indices of `xs` in groups of one dtype whose tensors travel together."""
     open_buckets: dict[torch.dtype, tuple[list[int], int]] = {}
     for index, x in enumerate(xs):
+        limit = JOINED_BYTES[x.device.type]
+        if x.nbytes >= limit:
+            yield [index]
+            continue
         indices, size = open_buckets.get(x.dtype, ([], 0))
         if indices and size + x.nbytes > limit:
             yield indices
@@ -49,6 +54,12 @@ def lead_with_pieces(x: Tensor, dim: int, count: int) -> Tensor:
 def join_pieces(pieces: Tensor, dim: int) -> Tensor:
     """The inverse: pieces along the first dim, joined along `dim`; contiguous."""
     return pieces.movedim(0, dim).flatten(dim, dim + 1).contiguous()
+
+
+def join_columns(parts: Sequence[Tensor]) -> Tensor:
+    """[n, *shape] tensors side by side as one contiguous [n, total]."""
+    flat = [part.flatten(1) if part.dim() > 1 else part.unsqueeze(1) for part in parts]
+    return flat[0].contiguous() if len(flat) == 1 else torch.cat(flat, dim=1)
 
 
 def split_columns(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:

@@ -71,6 +71,8 @@ def test_one_device_trains_as_eager(plan, tmp_path):
         "tp=2",
         "pp=2",
         "dp=2,zero=1",
+        "dp=2,zero=2,micro_batches=2",
+        "dp=2,zero=3",
         "dp=2,tp=2",
         "tp=2,sp",
         "dp=2,tp=2,pp=2,schedule=1f1b,micro_batches=4",

@@ -77,7 +77,7 @@ def test_what_a_step_claims_to_leave_is_not_believed():
             body[index], step=replace(body[index].step, before=before, after=before, axis="tp")
         )
 
-    assert "is not allowed on" in rejected("dp=2,tp=2", 0, Phase.UPDATE, lie)
+    assert "is not allowed on" in rejected("dp=2,tp=2,micro_batches=2", 0, Phase.UPDATE, lie)
 
 
 @pytest.mark.parametrize(

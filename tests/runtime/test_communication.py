@@ -153,3 +153,48 @@ def test_axes_of_one_device_need_no_group():
     assert rt.reduce_scatter(x, rt.axis("tp"), 1) is x
     assert rt.all_to_all(x, rt.axis("tp"), 0, 1) is x
     rt.finish()
+
+
+def started(rank):
+    rt = Runtime(rank, [MESH])
+    tp = rt.axis("tp")
+    sizes = {"small": (4, 6), "large": (2, 2**17), "other": (6, 2), "scalar": ()}  # 2 MiB travel alone
+    pieces = {name: [piece(r, *shape) for r in tp.ranks] for name, shape in sizes.items()}
+    totals = {name: sum(both) for name, both in pieces.items()}
+    sums, scattered = {"small": torch.ones(4, 6, dtype=torch.float64)}, {}
+    for name, both in pieces.items():
+        rt.start_all_reduce(both[tp.coordinate].clone(), tp, sums, name)
+        if both[0].dim():
+            rt.start_reduce_scatter(both[tp.coordinate], tp, 1, scattered, name)
+    assert set(sums) == {"small"}
+    rt.wait(leaving=5)
+    assert set(sums) == {"small"}, "the first two have arrived, and one of them adds"
+    assert set(scattered) == {"small"}
+    rt.wait()
+    torch.testing.assert_close(sums.pop("small"), totals["small"] + 1)
+    for name, total in sums.items():
+        torch.testing.assert_close(total, totals[name])
+    for name, mine in scattered.items():
+        torch.testing.assert_close(mine, totals[name].chunk(2, 1)[tp.coordinate])
+    assert len(sums) == len(scattered) == 3
+
+
+def gathered(rank):
+    rt = Runtime(rank, [MESH])
+    tp = rt.axis("tp")
+    shapes = {"a": (4, 6), "b": (2, 2**17), "c": (6, 2), "d": (3,)}
+    whole = {name: [piece(r, *shape) for r in tp.ranks] for name, shape in shapes.items()}
+    own = {name: both[tp.coordinate] for name, both in whole.items()}
+    ahead = rt.gather_ahead(own, [("a", "b", "c"), ("d",)], tp, {1: ("c",)})
+    a, b, c = next(ahead)
+    torch.testing.assert_close(a, torch.cat(whole["a"]))
+    torch.testing.assert_close(b, torch.cat(whole["b"]))
+    torch.testing.assert_close(c, torch.cat(whole["c"], 1))
+    (d,) = next(ahead)
+    torch.testing.assert_close(d, torch.cat(whole["d"]))
+    assert next(ahead, None) is None
+
+
+@pytest.mark.parametrize("function", [started, gathered])
+def test_what_is_started_arrives_in_order_and_equals_what_is_waited_for_at_once(tmp_path, function):
+    run_ranks(function, 4, tmp_path)

@@ -1,0 +1,193 @@
+"""Started: reductions and gathers that go on while the program computes.
+
+Tensors below a limit travel with others of their kind, the rest alone and uncopied. Programs start them in one order on
+all ranks of a group, and wait for them in that order, so that all launch the same messages alike.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from superscaler.runtime.flat_messages import (
+    JOINED_BYTES,
+    buckets,
+    join_columns,
+    join_pieces,
+    lead_with_pieces,
+    split_columns,
+)
+from superscaler.runtime.groups import Axis
+
+
+@dataclass
+class Message:
+    """One collective under way, for one tensor or several."""
+
+    work: Any
+    unpack: Callable[[], list[Tensor]]
+    _results: list[Tensor] | None = None
+
+    def results(self) -> list[Tensor]:
+        """Wait for it; a result per tensor."""
+        if self._results is None:
+            self.work.wait()
+            self._results = self.unpack()
+        return self._results
+
+
+def start_all_reduce(xs: Sequence[Tensor], axis: Axis) -> Message:
+    """Sum tensors of one dtype over an axis; one that is alone and contiguous is overwritten."""
+    flat = xs[0].reshape(-1) if len(xs) == 1 else torch.cat([x.reshape(-1) for x in xs])
+    shapes = [x.shape for x in xs]
+    work = dist.all_reduce(flat, group=axis.group, async_op=True)
+
+    def unpack() -> list[Tensor]:
+        parts = flat.split([shape.numel() for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    return Message(work, unpack)
+
+
+def start_reduce_scatter(xs: Sequence[Tensor], axis: Axis, dims: Sequence[int]) -> Message:
+    """Sum tensors of one dtype over an axis, of each this rank's piece of a dim, as a new tensor."""
+    pieces = [lead_with_pieces(x, dim, axis.size) for x, dim in zip(xs, dims, strict=True)]
+    flat = axis.to_group(join_columns(pieces)).contiguous()
+    shapes = [piece.shape[1:] for piece in pieces]
+    if flat.is_cuda:
+        received = flat.new_empty(1, flat.shape[1])
+        work = dist.reduce_scatter_tensor(received.view(-1), flat.view(-1), group=axis.group, async_op=True)
+    else:  # gloo would all-reduce the whole and keep a piece: twice the bytes
+        received = torch.empty_like(flat)
+        work = dist.all_to_all_single(received.view(-1), flat.view(-1), group=axis.group, async_op=True)
+
+    def unpack() -> list[Tensor]:
+        mine = received if received.shape[0] == 1 else received.sum(0, keepdim=True)
+        return [part[0] for part in split_columns(mine, shapes)]
+
+    return Message(work, unpack)
+
+
+def start_all_gather(xs: Sequence[Tensor], axis: Axis, dims: Sequence[int]) -> Message:
+    """Join the pieces of tensors of one dtype along an axis, each along its own dim, into new tensors."""
+    flat = join_columns([x.unsqueeze(0) for x in xs])
+    shapes = [x.shape for x in xs]
+    gathered = flat.new_empty(axis.size, flat.shape[1])
+    work = dist.all_gather_into_tensor(gathered.view(-1), flat.view(-1), group=axis.group, async_op=True)
+
+    def unpack() -> list[Tensor]:
+        parts = split_columns(axis.from_group(gathered), shapes)
+        return [join_pieces(part, dim) for part, dim in zip(parts, dims, strict=True)]
+
+    return Message(work, unpack)
+
+
+@dataclass
+class Reduction:
+    """A sum over an axis, and where its result goes."""
+
+    x: Tensor
+    axis: Axis
+    dim: int | None
+    """The dim of which this rank keeps its piece; None: it keeps all."""
+    into: MutableMapping[str, Tensor]
+    name: str
+    message: Message | None = None
+    place: int = 0
+    """Which of the message's results is its own."""
+
+    @property
+    def kind(self) -> tuple[str, bool, torch.dtype]:
+        """What reductions that travel together have in common."""
+        return self.axis.name, self.dim is None, self.x.dtype
+
+    def finish(self) -> None:
+        """Wait, and put the result where it goes, added to what is there."""
+        assert self.message is not None
+        value = self.message.results()[self.place]
+        self.into[self.name] = self.into[self.name].add_(value) if self.name in self.into else value
+
+
+@dataclass
+class Reductions:
+    """Reductions under way, oldest first."""
+
+    order: deque[Reduction] = field(default_factory=deque)
+    small: dict[tuple[str, bool, torch.dtype], list[Reduction]] = field(default_factory=dict)
+    """Those that wait for others to travel with, by kind."""
+
+    def start(self, reduction: Reduction) -> None:
+        """Launch it, alone or with those that wait, or let it wait for others."""
+        self.order.append(reduction)
+        limit = JOINED_BYTES[reduction.x.device.type]
+        if reduction.x.nbytes >= limit:
+            _launch([reduction])
+            return
+        together = self.small.setdefault(reduction.kind, [])
+        together.append(reduction)
+        if sum(one.x.nbytes for one in together) >= limit:
+            _launch(self.small.pop(reduction.kind))
+
+    def wait(self, leaving: int) -> None:
+        """Finish all but the last `leaving` that were started."""
+        while len(self.order) > leaving:
+            reduction = self.order.popleft()
+            if reduction.message is None:
+                _launch(self.small.pop(reduction.kind))
+            reduction.finish()
+
+
+def _launch(reductions: Sequence[Reduction]) -> None:
+    xs, axis = [reduction.x for reduction in reductions], reductions[0].axis
+    dims = [reduction.dim for reduction in reductions if reduction.dim is not None]
+    message = start_reduce_scatter(xs, axis, dims) if dims else start_all_reduce(xs, axis)
+    for place, reduction in enumerate(reductions):
+        reduction.message, reduction.place = message, place
+
+
+class GatheredAhead(Iterator[list[Tensor]]):
+    """Groups of tensors, each joined over an axis: the next group travels while one is used.
+
+    Args:
+        source: Holds this rank's pieces.
+        groups: Per group the names, each with the dim along which its pieces are joined.
+        axis: The ranks that hold the pieces.
+        naming: A context in which failures are told apart.
+    """
+
+    def __init__(
+        self,
+        source: Mapping[str, Tensor],
+        groups: Sequence[Mapping[str, int]],
+        axis: Axis,
+        naming: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._source, self._axis, self._groups, self._naming = source, axis, iter(groups), naming
+        self._coming = self._start()
+
+    def __next__(self) -> list[Tensor]:
+        """Start the group after the next, and wait for the next."""
+        if self._coming is None:
+            raise StopIteration
+        arriving, self._coming = self._coming, self._start()
+        whole: dict[int, Tensor] = {}
+        with self._naming():
+            for places, message in arriving:
+                whole |= zip(places, message.results(), strict=True)
+        return [whole[place] for place in sorted(whole)]
+
+    def _start(self) -> list[tuple[list[int], Message]] | None:
+        group = next(self._groups, None)
+        if group is None:
+            return None
+        xs, dims = [self._source[name] for name in group], list(group.values())
+        with self._naming():
+            return [
+                (places, start_all_gather([xs[i] for i in places], self._axis, [dims[i] for i in places]))
+                for places in buckets(xs)
+            ]
