@@ -125,7 +125,7 @@ def _one_per_row(rows: int) -> Lanes:
 
 
 def gpipe(micro_batches: int) -> ScheduleMaker:
-    """All forwards, then all backwards (GPipe, arXiv 1811.06965); wherever the stages are.
+    """All forwards, then all backwards, wherever the stages are (GPipe, arXiv 1811.06965).
 
     Raises:
         PlanError: There is not at least one micro-batch.
