@@ -1,6 +1,5 @@
 """The table of recipes: per word of a plan string the script it stands for, what that does, and whose idea it is."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import getdoc
@@ -76,12 +75,18 @@ class Recipe:
     @property
     def about(self) -> str:
         """What the script does, from the first line of its docstring."""
-        return _SUMMARY.fullmatch(_first_line(self.script))["about"]  # type: ignore[index]
+        return self._summary[0]
 
     @property
     def source(self) -> str:
-        """Where the idea is from, from the same line."""
-        return _SUMMARY.fullmatch(_first_line(self.script))["source"]  # type: ignore[index]
+        """Where the idea is from, which stands in parentheses at the end of that line."""
+        return self._summary[1]
+
+    @property
+    def _summary(self) -> tuple[str, str]:
+        line = (getdoc(self.script) or "").partition("\n")[0].removesuffix(".")
+        about, _, source = line.removesuffix(")").rpartition(" (")
+        return (about, source) if line.endswith(")") else (line, "")
 
     def word_said(self, options: PlanOptions) -> str:
         """The word as the options say it; empty: they do not."""
@@ -89,14 +94,6 @@ class Recipe:
         if self.value == "N":
             return f"{self.key}={given}" if given > 1 else ""
         return self.word if (str(given) == self.value if self.value else given) else ""
-
-
-_SUMMARY = re.compile(r"(?P<about>.*) \((?P<source>.*)\)\.")
-"""The first line of a recipe's docstring."""
-
-
-def _first_line(script: Callable[..., Any]) -> str:
-    return (getdoc(script) or "").partition("\n")[0]
 
 
 def _simply(script: Callable[[Planner], None]) -> Callable[[Planner, PlanOptions], None]:
