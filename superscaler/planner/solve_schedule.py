@@ -18,7 +18,7 @@ from superscaler.planner.pipeline import Pipeline
 from superscaler.planner.schedule import Schedule
 from superscaler.planner.schedules import NAMED, interleaved, three_f_one_b
 from superscaler.planner.solver import Effort, improve, least_memory, shortest_period
-from superscaler.planner.task_graph import task_graph
+from superscaler.planner.task_graph import TaskGraph, task_graph
 from superscaler.planner.timeline import Timeline, timeline
 
 WHOLE_RUNS = 1200
@@ -96,8 +96,8 @@ def named_schedules(
     pipeline: Pipeline, micro_batches: int, splits_backward: bool
 ) -> Iterator[tuple[str, Schedule]]:
     """The named schedules that suit the pipeline."""
-    per_row = max(1, pipeline.num_stages // pipeline.num_rows)
     makers = {name: entry.make(micro_batches) for name, entry in NAMED.items() if name != "solved"}
+    per_row = max(1, pipeline.num_stages // pipeline.num_rows)
     makers["interleaved"] = interleaved(micro_batches, per_row)
     makers["3f1b"] = three_f_one_b(micro_batches, per_row)
     for maker in makers.values():
@@ -142,7 +142,8 @@ class ScheduleSearch:
         self.began = monotonic()
         self.bounds = Bounds(self.graph)
         self.bound = self.bounds.makespan
-        self.safe = self.best = self._safe()
+        self.safe_order = self._safe_order()
+        self.safe = self.best = self._one_after_the_other(self.graph)
         self.found_by = "one micro-batch after the other"
 
     def result(self) -> SolvedSchedule:
@@ -164,25 +165,28 @@ class ScheduleSearch:
         limits = self.graph.limits
         return limits is None or all(peak <= limit for peak, limit in zip(found.peaks, limits, strict=True))
 
-    def _safe(self) -> Timeline:
-        """A schedule that fits in memory."""
-        safe = one_by_one(self.graph)
-        limits = self.graph.limits
-        if limits is None or self._fits(safe):
-            return safe
+    def _safe_order(self) -> tuple[tuple[int, ...], ...]:
+        """Per row an order of one micro-batch's runs that fits in memory."""
+        one = replace(self.graph, micro_batches=1)
+        order, limits = one_by_one(one), self.graph.limits
+        if limits is None or self._fits(order):
+            return order.rows
         order, beyond = least_memory(self.graph, Effort(self.seconds, self.seed))
-        if beyond:
-            short = [row for row, peak in enumerate(order.peaks) if peak > limits[row]]
-            raise PlanError(
-                f"no order of the tasks fits in memory: one micro-batch needs {order.peaks[short[0]]} on row "
-                f"{short[0]}, whose limit is {limits[short[0]]}",
-                remedy=f"the smallest limit that works is {max(limits) + beyond} on every row"
-                if len(set(limits)) == 1
-                else f"raise the limit of every row by {beyond}",
-            )
-        copies = range(self.graph.micro_batches)
-        rows = [[i * self.graph.size + number for i in copies for number in row] for row in order.rows]
-        return in_order(self.graph, rows)
+        if not beyond:
+            return order.rows
+        short = [row for row, peak in enumerate(order.peaks) if peak > limits[row]]
+        raise PlanError(
+            f"no order of the tasks fits in memory: one micro-batch needs {order.peaks[short[0]]} on row "
+            f"{short[0]}, whose limit is {limits[short[0]]}",
+            remedy=f"the smallest limit that works is {max(limits) + beyond} on every row"
+            if len(set(limits)) == 1
+            else f"raise the limit of every row by {beyond}",
+        )
+
+    def _one_after_the_other(self, graph: TaskGraph) -> Timeline:
+        """All micro-batches of a graph like the search's own, each in the order that fits in memory."""
+        copies = range(graph.micro_batches)
+        return in_order(graph, [[i * graph.size + k for i in copies for k in row] for row in self.safe_order])
 
     def offer(self, name: str, found: Timeline) -> None:
         """Keep a schedule if it is the best so far and fits."""
@@ -237,13 +241,23 @@ class ScheduleSearch:
 
     def repeated(self) -> None:
         """A steady state, unrolled, with what can start earlier moved there."""
-        period = shortest_period(self.graph, self.bounds, self._effort(0.2))
+        period = shortest_period(self.graph, self.bounds, self._steady(), self._effort(0.4))
         if period is None:
             return
         unrolled = period.unrolled(self.graph)
         if self._fits(unrolled):
             early = list_schedule(self.graph, unrolled, lambda number: (unrolled.starts[number], number))
             self.offer_squeezed(f"a steady state of period {period.length * self.graph.tick:g}", early)
+
+    def _steady(self) -> tuple[int, ...]:
+        """When the runs of a micro-batch in the middle start, in a list schedule of a few."""
+        graph = replace(self.graph, micro_batches=4 * len(self.graph.hosted))
+        tails = Bounds(graph).tails
+        listed = list_schedule(
+            graph, self._one_after_the_other(graph), lambda number: (-tails[number], number)
+        )
+        middle = graph.micro_batches // 2 * graph.size
+        return squeeze(listed, rounds=2).starts[middle : middle + graph.size]
 
     def windows(self) -> None:
         """Order the start, the end, and windows in between anew; larger ones where that is of no use."""

@@ -4,7 +4,7 @@ All that names OR-Tools is here. What is found depends on the problem, the seed 
 unless the limit in seconds ends the search first.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -215,37 +215,41 @@ class Period:
         )
 
 
-def shortest_period(graph: TaskGraph, bounds: Bounds, effort: Effort) -> Period | None:
-    """The steady state with the shortest period; of those, one in which a micro-batch takes the least time.
+def shortest_period(graph: TaskGraph, bounds: Bounds, like: Sequence[int], effort: Effort) -> Period | None:
+    """The steady state with the shortest period; of those, one in which a micro-batch takes little time.
 
     None where the time does not suffice to find any.
+
+    Args:
+        graph: The problem.
+        bounds: What is known of it.
+        like: Where to begin: when the runs of one micro-batch start in some schedule.
+        effort: How long to search, in all.
     """
-    total = sum(run.duration + max((wait for _, wait in run.before), default=0) for run in graph.runs)
-    model = _Cycle(graph, bounds.period, total)
-    model.model.minimize(model.length)
-    solver, found = effort.solve(model.model)
+    share = replace(effort, seconds=effort.seconds / 3)
+    length = bound = bounds.period
+    best = _Cycle(graph, length, length, like)
+    solver, found = share.solve(best.model)
     if not found:
-        return None
-    length, bound = solver.value(model.length), max(bounds.period, round(solver.best_objective_bound))
-    hint = [
-        (solver.value(turn), solver.value(time)) for turn, time in zip(model.turns, model.times, strict=True)
-    ]
-    fixed = _Cycle(graph, length, length)
-    fixed.shorten(hint)
-    solver, found = effort.solve(fixed.model)
-    if found:
-        hint = [
-            (solver.value(turn), solver.value(time))
-            for turn, time in zip(fixed.turns, fixed.times, strict=True)
-        ]
-    return Period(length, tuple(turn * length + time for turn, time in hint), bound)
+        total = sum(run.duration + max((wait for _, wait in run.before), default=0) for run in graph.runs)
+        best = _Cycle(graph, length, total, like)
+        best.model.minimize(best.length)
+        solver, found = share.solve(best.model)
+        if not found:
+            return None
+        length, bound = solver.value(best.length), max(bound, round(solver.best_objective_bound))
+    starts = best.starts(solver)
+    short = _Cycle(graph, length, length, starts)
+    short.model.minimize(short.span())
+    solver, found = share.solve(short.model)
+    return Period(length, short.starts(solver) if found else starts, bound)
 
 
 class _Cycle:
     """One micro-batch's runs on a circle of time: run k starts in its turn, at a time from 0 up to the period."""
 
-    def __init__(self, graph: TaskGraph, least: int, most: int) -> None:
-        self.graph = graph
+    def __init__(self, graph: TaskGraph, least: int, most: int, like: Sequence[int]) -> None:
+        self.graph, self.most = graph, most
         self.model = cp_model.CpModel()
         self.length = self.model.new_int_var(least, most, "length")
         turns = max(graph.micro_batches, 2 * graph.size)
@@ -254,6 +258,9 @@ class _Cycle:
         self.earlier: dict[tuple[int, int], cp_model.LinearExpr | int] = {}
         for time in self.times:
             self.model.add(time < self.length)
+        for start, turn, time in zip(like, self.turns, self.times, strict=True):
+            self.model.add_hint(turn, (start - min(like)) // least)
+            self.model.add_hint(time, (start - min(like)) % least)
         for number, run in enumerate(graph.runs):
             for other, wait in run.before:
                 self._precede(other, number, graph.runs[other].duration + wait, least)
@@ -304,12 +311,19 @@ class _Cycle:
                 held.append(hold.amount * (turns + taken - freed))
             self.model.add(cp_model.LinearExpr.sum(held) <= graph.limits[row])
 
-    def shorten(self, hint: list[tuple[int, int]]) -> None:
-        """With a fixed period: let a micro-batch be done as soon as can be."""
-        length = int(self.model.proto.variables[self.length.index].domain[0])
-        span = self.model.new_int_var(0, 10 * length * (self.graph.size + 1), "span")
-        for number, run in enumerate(self.graph.runs):
-            self.model.add_hint(self.turns[number], hint[number][0])
-            self.model.add_hint(self.times[number], hint[number][1])
-            self.model.add(span >= self.turns[number] * length + self.times[number] + run.duration)
-        self.model.minimize(span)
+    def span(self) -> cp_model.IntVar:
+        """With a fixed period: how long it takes until a micro-batch is done."""
+        span = self.model.new_int_var(
+            0, self.most * (max(self.graph.micro_batches, 2 * self.graph.size) + 2), ""
+        )
+        for run, turn, time in zip(self.graph.runs, self.turns, self.times, strict=True):
+            self.model.add(span >= turn * self.most + time + run.duration)
+        return span
+
+    def starts(self, solver: cp_model.CpSolver) -> tuple[int, ...]:
+        """When each run of the first micro-batch starts."""
+        length = solver.value(self.length)
+        return tuple(
+            solver.value(turn) * length + solver.value(time)
+            for turn, time in zip(self.turns, self.times, strict=True)
+        )

@@ -168,7 +168,7 @@ def test_a_steady_state_obeys_everything_when_unrolled(pipeline, micro_batches):
     graph = task_graph(pipeline, micro_batches, True)
     assume(graph.limits is None or least_memory(graph, Effort(10))[1] == 0)
     bounds = Bounds(graph)
-    period = shortest_period(graph, bounds, Effort(10))
+    period = shortest_period(graph, bounds, [0] * graph.size, Effort(30))
     assert period is not None
     assert period.length >= period.bound >= max(graph.loads)
     check(period.unrolled(graph))
