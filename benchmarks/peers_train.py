@@ -41,7 +41,7 @@ def main() -> None:
         "overrides": SMALL if options.quick else {},
         "optimizer": OPTIONS,
         "blocks": 8 if options.quick else 12,
-        "steps": 2,
+        "steps": 2 if options.quick else 1,
     }
     with tempfile.TemporaryDirectory() as folder:
         _prepare(Path(folder), settings)

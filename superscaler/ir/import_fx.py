@@ -253,6 +253,9 @@ class _Importer:
         if kind in _ALIASES or (kind == "aten._to_copy" and self._same_dtype(node)):
             self.names[node] = self.names[node.args[0]]  # type: ignore[index]
             return
+        if kind == "aten.pow.Tensor_Scalar" and node.args[1] == 1 and self._same(node, node.args[0]):
+            self.names[node] = self.names[node.args[0]]  # type: ignore[index]  # as autograd has it of a square
+            return
         if kind == "aten.copy" and self._same(node, node.args[1]):
             self.names[node] = self.names[node.args[1]]  # type: ignore[index]
             return

@@ -295,3 +295,17 @@ def test_striding_over_a_view_is_refused_with_the_line_and_the_remedy():
     model = Model(lambda x, w: (x * w).transpose(0, 1).as_strided((3, 2), (1, 1)), (4,))
     with pytest.raises(TraceError, match=r"(?s)as_strided.*view.*test_import_fx\.py.*contiguous"):
         trace(model, (torch.randn(4, 4),), optimizer=SGD())
+
+
+def test_the_backward_of_a_square_multiplies_by_the_value_itself():
+    model = nn.Linear(4, 4).double()
+    graph = trace(
+        model, {"input": torch.zeros(2, 4).double()}, loss=lambda y: y.square().sum(), optimizer=SGD()
+    )
+    powers = [operator for operator in graph.operators if operator.kind == "aten.pow.Tensor_Scalar"]
+    assert [operator.arguments[1] for operator in powers] == [2]
+    made = compiler.plan(graph, Cluster.local(1))
+    found = made.compare_with_eager(
+        model, {"input": torch.randn(2, 4).double()}, loss=lambda y: y.square().sum()
+    )
+    assert found.largest < 1e-12
