@@ -171,4 +171,4 @@ def _memory_remedy(activations: int, states: int, parameters: int) -> str:
         )
     if states >= parameters:
         return "use zero=1 with dp to cut optimizer states, or more tp or pp"
-    return "use more tp or pp to cut the parameters"
+    return "use zero=3 with dp to cut the parameters, or more tp or pp"
