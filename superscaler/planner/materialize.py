@@ -185,8 +185,9 @@ def _keep_at_once(events: Iterable[Event]) -> tuple[Event, ...]:
 
 def _ordered(placed: PlacedGraph, orders: Iterable[Order[str]]) -> tuple[Operator, ...]:
     """Graph order, changed as little as the script's orders demand."""
-    orders = list(orders)
     graph = placed.graph
+    # what is computed on other devices, where it is read, is gone from these
+    orders = [order for order in orders if {order.first, order.then} <= graph.by_name.keys()]
     if not orders:
         return graph.operators
     position = {operator.name: i for i, operator in enumerate(graph.operators)}

@@ -61,6 +61,21 @@ def test_masks_follow_from_inputs_and_buffers_on_each_stage_and_stages_keep_thei
     assert plan.compare_with_eager(model, inputs, steps=2).largest < 1e-12
 
 
+def test_orders_hold_among_what_is_left():
+    graph = trace(llama.build("tiny"), llama.example_inputs("tiny", batch=4), optimizer=AdamW())
+
+    def script(p):
+        first, second = p.split_layers(2)
+        p.assign(first, p.mesh([0]))
+        p.assign(second, p.mesh([1]))
+        fixed = next(o for o in p.graph.operators if o.kind == "aten.cos")
+        p.assign(fixed, p.mesh([1]))
+        p.order(fixed, next(o for o in p.graph.operators if o.kind == "aten.sin"))
+
+    plan = compiler.plan(graph, Cluster.local(2), script).verify()
+    assert "cos/stage0" in plan.graph.by_name
+
+
 def test_what_depends_on_a_parameter_is_sent():
     class Shared(nn.Module):
         def __init__(self):
