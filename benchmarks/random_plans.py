@@ -103,20 +103,16 @@ class RandomPlan:
     devices: int
     text: str
 
-    @property
-    def writes_orders(self) -> bool:
-        """Whether it orders tasks one by one, or lists them: orders that may wait for each other."""
-        return "Task(" in self.text or "parse_schedule" in self.text
-
     def __call__(self, p: Planner) -> None:
         """Say everything to a planner."""
         exec(compile(self.text, f"plan-{self.seed}.py", "exec"), {**SCRIPT_NAMES, "p": p})
 
 
-def random_plan(seed: int) -> RandomPlan:
-    """The plan of a seed."""
+def random_plan(seed: int, model: str = "") -> RandomPlan:
+    """The plan of a seed, for a model if one is given."""
     random = Random(seed)
-    model = random.choices(list(OFTEN), list(OFTEN.values()))[0]
+    drawn = random.choices(list(OFTEN), list(OFTEN.values()))[0]
+    model = model or drawn
     return _Author(random, seed, model, subject(model)).write()
 
 
@@ -130,11 +126,15 @@ class _Author:
     subject: Subject
 
     def __post_init__(self) -> None:
-        self.devices = self.random.choice((2, 2, 3, 4, 4, 4, 5, 6, 8, 8, 12, 16))
+        self.devices = self.random.choice(
+            (2, 2, 3, 4, 4, 4, 5, 6, 8, 8, 12, 16) if self.chance(0.97) else (1,)
+        )
         self.lines: list[str] = []
         self.mesh_axes: list[str] = []
         self.stages = 1
-        self.micro_batches = self.random.choice((1, 1, 1, 2, 2, 2, 4, 4, 4, 4, 8)) if self.chance(0.97) else 3
+        self.micro_batches = self.random.choice((1, 1, 2, 2, 4, 4) if self.devices <= 6 else (1, 1, 2, 2, 4))
+        if self.chance(0.04):
+            self.micro_batches = self.random.choice((3, 8, 8, 8))
         self.has_schedule = False
         operators = self.subject.graph.operators
         paths = {".".join(o.module.split(".")[:end]) for o in operators for end in range(1, 6)}
@@ -163,7 +163,7 @@ class _Author:
             self.further()
         if not self.has_schedule and self.random.random() < 0.85:
             self.schedule()
-        for _ in range(self.random.choice((0, 0, 0, 1, 2))):
+        for _ in range(self.random.choice((0, 0, 0, 0, 1, 2))):
             self.order()
         return RandomPlan(self.seed, self.model, self.devices, "\n".join(self.lines) + "\n")
 
@@ -180,6 +180,8 @@ class _Author:
         names = [name for name in names if name != "cp" or self.model != "swin"]
         for _ in range(self.random.choice((1, 1, 2, 2, 3))):
             sizes[self.random.choice(names)] *= self.random.choice((2, 2, 2, 3, 4))
+        if sizes["pp"] > self.most_stages and self.chance(0.8):
+            sizes["pp"] = self.most_stages
         while prod(sizes.values()) > 16:
             largest = max(sizes, key=sizes.__getitem__)
             sizes[largest] = max(1, sizes[largest] // 2)
@@ -224,7 +226,9 @@ class _Author:
 
     def on_groups(self) -> None:
         """Runs of layers on groups of devices of their own, of one shape or of several."""
-        self.stages = min(self.random.randint(2, max(2, min(4, self.devices))), self.most_stages)
+        self.stages = min(
+            self.random.randint(2, max(2, min(4, self.devices))), self.most_stages, self.devices
+        )
         devices = self.shuffled(range(self.devices))
         if self.chance(0.6):
             each = max(1, self.devices // self.stages)
@@ -444,13 +448,15 @@ class _Author:
             stage, other = self.random.randrange(self.stages), self.random.randrange(self.stages)
             other = stage if self.chance(0.7) else other
             first, then = (
-                f"Task({where}, {self.random.choice('FFBBW')}, {self.random.randrange(max(1, self.micro_batches))})"
+                f"Task({where}, {self.random.choice('FFFFBBBBW')}, {self.random.randrange(max(1, self.micro_batches))})"
                 for where in (stage, other)
             )
             self.say(f"p.order({first}, {then})")
         else:
             first = self.operator()
-            alike = [o for o in self.subject.graph.operators if o.phase is first.phase]
+            alike = [
+                o for o in self.subject.graph.operators if (o.phase, o.module) == (first.phase, first.module)
+            ]
             then = self.random.choice(alike) if self.chance(0.9) else self.operator()
             self.say(f"p.order(p.select({first.name!r}), p.select({then.name!r}))")
 
@@ -527,5 +533,5 @@ class _Author:
             if axis.name == name
         }  # fmt: skip
         total, count = self.random.choice(sorted(sizes) or [8]), self.random.choice((2, 2, 3, 4))
-        ends = sorted(self.random.choices(range(total + 1), k=count - 1))
+        ends = sorted(self.random.choices(range(1, max(2, total)), k=count - 1))
         return f", pieces={[b - a for a, b in zip([0, *ends], [*ends, total], strict=True)]}"

@@ -50,6 +50,7 @@ def group_update(stage: Stage) -> Update:
     """Bring the update of a stage into groups."""
     body = stage.bodies[Part(Phase.UPDATE)]
     in_place = _in_place(body)
+    updating = {i for i in body if isinstance(i, Compute) and i.writes[0] in in_place}
     stores = {i for i in body if isinstance(i, Store) and in_place.get(i.read) == i.write}
     body = [i for i in body if i not in stores]
     waits = _dependencies(stage, body, in_place)
@@ -62,7 +63,13 @@ def group_update(stage: Stage) -> Update:
         urgency = min(_urgency(body[i]) for i in ready)
         ready = [i for i in ready if _urgency(body[i]) == urgency]
         signature = _signature(stage, body[ready[0]])
-        chosen = [i for i in ready if signature and _signature(stage, body[i]) == signature] or ready[:1]
+        chosen = [
+            i
+            for i in ready
+            if signature
+            and _signature(stage, body[i]) == signature
+            and (body[i] in updating) == (body[ready[0]] in updating)
+        ] or ready[:1]
         groups.append(Group(tuple(body[i] for i in chosen)))
         done.update(chosen)
         left = [i for i in left if i not in done]

@@ -7,11 +7,12 @@ as source; `superscaler.codegen.virtual` executes the same data for all devices 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from superscaler.ir.graph import Graph, Phase
 from superscaler.ir.layout import Extent, Layout, piece_index
 from superscaler.ir.mesh import Mesh
+from superscaler.planner.progress import Part, row_title
 from superscaler.planner.schedule import Task
 from superscaler.planner.steps import Step
 
@@ -169,17 +170,6 @@ class Free:
 Instruction = Compute | Collective | Await | Slice | Mask | Send | Receive | Exchange | Keep | Store | Free
 
 
-class Part(NamedTuple):
-    """Names one body: what a phase does in one stage; P and U are one body for all stages of the row."""
-
-    phase: Phase
-    stage: int = -1
-
-    def __str__(self) -> str:
-        """Print as ``F of stage 2`` or ``U``."""
-        return f"{self.phase} of stage {self.stage}" if self.phase.is_repeated else str(self.phase)
-
-
 @dataclass(frozen=True)
 class Program:
     """One row's instructions."""
@@ -202,8 +192,7 @@ class Program:
     @property
     def title(self) -> str:
         """What messages call it: ``stage 1``, or ``row 0 (stages 0, 2)``."""
-        stages = ", ".join(map(str, self.stages))
-        return f"stage {stages}" if len(self.stages) == 1 else f"row {self.row} (stages {stages})"
+        return row_title(self.row, tuple(self.stages))
 
     @property
     def micro_batches(self) -> int:

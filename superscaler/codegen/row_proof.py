@@ -29,7 +29,6 @@ from superscaler.codegen.program import (
     writes_of,
 )
 from superscaler.codegen.verify_calls import expected_call, is_same_call
-from superscaler.codegen.verify_schedule import Message
 from superscaler.errors import VerificationError
 from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Phase
@@ -37,12 +36,15 @@ from superscaler.ir.layout import Layout
 from superscaler.ir.mesh import TIME, Mesh
 from superscaler.planner.exchange import exchange_moves, verify_exchange
 from superscaler.planner.plan import Plan
+from superscaler.planner.progress import Message
 from superscaler.planner.steps import StepKind, apply, exchange_fits, plain, uses_time
 
 BY_LOWERING = "lower(plan) makes programs that pass; where this one was changed by hand, undo the change"
 _START = Part(Phase.PREPARE)
-Channels = dict[tuple[int, int, int], deque[Held]]
-"""(sending stage, receiving stage, place of the first of the devices in both meshes) -> values under way."""
+Channel = tuple[int, int, int, int]
+"""Sending stage, receiving stage, sending row, receiving row."""
+Channels = dict[Channel, deque[Held]]
+"""The values under way."""
 Meetings = dict[str, dict[int, tuple[Exchange, Held]]]
 """Exchange -> row that gives -> its part, and what it gives."""
 
@@ -70,6 +72,7 @@ class RowProof:
     taken: set[str] = field(default_factory=set)
     """Exchanges received."""
     messages: dict[Part, list[Message]] = field(default_factory=dict)
+    opposites: dict[tuple[Mesh, Mesh], tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     part: Part = _START
     index: int = 0
 
@@ -102,14 +105,18 @@ class RowProof:
             self.part, self.index = part, index
             match instruction:
                 case Send():
-                    held, key = self._send(instruction)
-                    channels.setdefault(key, deque()).append(held)
+                    held, keys = self._send(instruction)
+                    for key in keys:
+                        channels.setdefault(key, deque()).append(held)
                 case Receive():
-                    queue = channels.setdefault(self._channel_to(instruction), deque())
-                    while not queue:
+                    queues = [channels.setdefault(key, deque()) for key in self._channels_to(instruction)]
+                    while not all(queues):
                         yield False
                     self.part, self.index = part, index
-                    self._write(instruction.write, queue.popleft())
+                    held, *others = (queue.popleft() for queue in queues)
+                    if any(other != held for other in others):
+                        self.fault(f"receives {held} and {others[0]} as one value")
+                    self._write(instruction.write, held)
                 case Exchange():
                     meeting = meetings.setdefault(instruction.name, {})
                     if instruction.read:
@@ -369,7 +376,7 @@ class RowProof:
 
     # between stages
 
-    def _send(self, instruction: Send) -> tuple[Held, tuple[int, int, int]]:
+    def _send(self, instruction: Send) -> tuple[Held, list[Channel]]:
         held, stages = self._read(instruction.read), self.plan.materialized.stages
         source = held.layout.mesh
         if not 0 <= instruction.stage < len(stages) or stages[instruction.stage] == source:
@@ -378,13 +385,13 @@ class RowProof:
         after = apply(StepKind.SEND, held.layout, target=replace(held.layout, mesh=mesh))
         if after is None:
             self.fault(f"sends {held} to {mesh}, whose shape is another")
-        place = self._place(source)
-        channel = stages.index(source), instruction.stage, place
-        self._note("send", (mesh.devices[place],), instruction.read, str(channel[:2]))
-        return replace(held, layout=after), channel
+        devices, rows = self._opposite(source, mesh)
+        ends = stages.index(source), instruction.stage
+        self._note("send", devices, instruction.read, str(ends))
+        return replace(held, layout=after), [(*ends, self.program.row, row) for row in rows]
 
-    def _channel_to(self, instruction: Receive) -> tuple[int, int, int]:
-        """The channel a value is received from."""
+    def _channels_to(self, instruction: Receive) -> list[Channel]:
+        """The channels a value is received from: one per row that sends to devices of this one."""
         stages, mesh = self.plan.materialized.stages, instruction.step.after.mesh
         own = self._stage_of(mesh)
         if not 0 <= instruction.stage < len(stages) or own in (None, instruction.stage):
@@ -392,14 +399,21 @@ class RowProof:
         source = stages[instruction.stage]
         if len(source.devices) != len(mesh.devices):
             self.fault(f"receives from {source}, whose shape is another")
-        place = self._place(mesh)
-        channel = instruction.stage, stages.index(mesh), place
-        self._note("receive", (source.devices[place],), instruction.write, str(channel[:2]))
-        return channel
+        devices, rows = self._opposite(mesh, source)
+        ends = instruction.stage, stages.index(mesh)
+        self._note("receive", devices, instruction.write, str(ends))
+        return [(*ends, row, self.program.row) for row in rows]
 
-    def _place(self, mesh: Mesh) -> int:
-        """The first place of these devices in a mesh of theirs."""
-        return min(mesh.devices.index(device) for device in self.program.devices)
+    def _opposite(self, mesh: Mesh, other: Mesh) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The devices at the places of one's own in another mesh, and their rows."""
+        if (mesh, other) not in self.opposites:
+            own = set(self.program.devices)
+            devices = tuple(
+                there for here, there in zip(mesh.devices, other.devices, strict=True) if here in own
+            )
+            rows = tuple(p.row for p in self.programs if not set(devices).isdisjoint(p.devices))
+            self.opposites[mesh, other] = devices, rows
+        return self.opposites[mesh, other]
 
     def _give(self, instruction: Exchange) -> Held:
         """The giving part of an exchange."""

@@ -10,7 +10,7 @@ from superscaler.codegen.memory import free_values, peak_memory
 from superscaler.codegen.program import Free, Part, Program
 from superscaler.codegen.row_proof import BY_LOWERING, Channels, Meetings, RowProof
 from superscaler.codegen.verify_calls import placement_fault
-from superscaler.codegen.verify_schedule import verify_messages, verify_tasks
+from superscaler.codegen.verify_schedule import verify_schedule
 from superscaler.errors import VerificationError
 from superscaler.ir.graph import Phase
 from superscaler.ir.mesh import format_devices
@@ -30,8 +30,7 @@ def verify_programs(plan: Plan, programs: Sequence[Program]) -> None:
         _run_bodies(rows, phase)
     _check_operators(plan, rows)
     _check_results(plan, rows)
-    verify_tasks(programs)
-    verify_messages(programs, [row.messages for row in rows])
+    verify_schedule(programs, [row.messages for row in rows])
     for program in programs:
         _check_memory(plan, program)
 
@@ -99,7 +98,7 @@ def _run_bodies(rows: Sequence[RowProof], phase: Phase) -> None:
             raise VerificationError(
                 f"the exchange {name!r} of phase {phase} is sent but never received", remedy=BY_LOWERING
             )
-    for (sender, receiver, _), queue in channels.items():
+    for (sender, receiver, *_), queue in channels.items():
         if queue:
             raise VerificationError(
                 f"phase {phase}: stage {sender} sends to stage {receiver}, which never receives {queue[0]}",

@@ -21,6 +21,7 @@ from superscaler.planner.order import Order
 from superscaler.planner.pipeline import Pipeline
 from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.rows import Row, find_rows, pipeline_of
+from superscaler.planner.stages import stages_in_order
 from superscaler.planner.steps import Step, StepKind
 from superscaler.planner.transitions import find_path, path_seconds
 
@@ -268,9 +269,7 @@ class _Builder:
 
     def __post_init__(self) -> None:
         self.graph = self.placed.graph
-        forward = [o for o in self.graph.operators if o.phase is Phase.FORWARD] or list(self.graph.operators)
-        every = [*forward, *self.graph.operators]
-        self.stages = tuple(dict.fromkeys(self.placed.placements[operator.name].mesh for operator in every))
+        self.stages = stages_in_order(self.placed)
 
     # where stored tensors and inputs live
 

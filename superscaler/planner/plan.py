@@ -8,6 +8,7 @@ from superscaler.errors import PlanError
 from superscaler.ir.graph import Graph, Operator, Phase, drop_unread
 from superscaler.ir.mesh import format_devices
 from superscaler.ir.size import Requirement
+from superscaler.planner.check_schedule import check_schedule
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.communication import Communication, find_communication
 from superscaler.planner.complete import complete
@@ -127,7 +128,10 @@ def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> 
                 for row in materialized.rows
             ),
         )
-    return Plan(name, cluster, materialized, order_tasks(schedule, planner.task_orders))
+    ordered = order_tasks(schedule, planner.task_orders)
+    said = [planner.schedule_said_by, *(order.where for order in planner.task_orders)]
+    check_schedule(materialized, ordered, ", ".join(dict.fromkeys(filter(None, said))))
+    return Plan(name, cluster, materialized, ordered)
 
 
 def _decisions(graph: Graph, cluster: Cluster, script: PlanScript, *, is_rewritten: bool = False) -> Planner:

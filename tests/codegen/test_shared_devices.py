@@ -5,10 +5,12 @@ import torch
 from safetensors.torch import save_file
 
 from superscaler import compiler
+from superscaler.codegen.emit import emit
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.recipes import data_parallel
-from superscaler.planner.schedules import bidirectional, interlaced, interleaved, zb_v
+from superscaler.planner.schedules import bidirectional, gpipe, interlaced, interleaved, zb_v
 from superscaler.runtime.local import load
+from tests.codegen.plans import tiny_gpt
 from tests.codegen.test_emit import (
     OPTIMIZER,
     STEPS,
@@ -85,3 +87,34 @@ def test_one_device_runs_several_stages(tmp_path):
     program = load(tmp_path / "b")
     losses = [program(batch).item() for batch in batches]
     assert_equal(losses, program.weights, eager_training(batches))
+
+
+def uneven_rows(p):
+    """The second stage's devices are of two rows, since the third takes one of them."""
+    for layers, devices in zip(p.split("h.*", 3), ([0, 1], [2, 3], [3, 4]), strict=True):
+        p.assign(layers, p.mesh(devices, dp=2))
+    data_parallel(p)
+    p.order(gpipe(2))
+
+
+def test_rows_send_to_several_rows():
+    model, inputs, graph = tiny_gpt(layers=3)
+    plan = compiler.plan(graph, Cluster.local(5), uneven_rows).verify()
+    assert [row.devices for row in plan.materialized.rows] == [(0, 1), (2,), (3,), (4,)]
+    assert plan.compare_with_eager(model, inputs).largest < 1e-11
+
+
+def test_a_device_updates_what_it_holds_beside_what_another_holds():
+    """The backward and the update of a layer run elsewhere than its forward, which alone reads the biases."""
+
+    def script(p):
+        p.assign(p.everything(), p.mesh([0]))
+        p.assign(p.select("h.1"), p.mesh([1]))
+        p.assign(p.select("h.1", "F"), p.mesh([0]))
+
+    model, inputs, graph = tiny_gpt()
+    plan = compiler.plan(graph, Cluster.local(2), script).verify()
+    assert plan.compare_with_eager(model, inputs).largest < 1e-11
+    updates = [emit(plan, program).partition("def update")[2] for program in plan.programs]
+    assert [text.count("adamw_(") for text in updates] == [1, 1]
+    assert "adamw(" in updates[1]
