@@ -21,11 +21,8 @@ from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Graph, Operator, Phase
 from superscaler.ir.optimizers import AdamW
 from superscaler.ir.trace import trace
-from superscaler.planner import recipes, schedules, sharding
+from superscaler.planner import recipes, schedules
 from superscaler.planner.cluster import Cluster
-from superscaler.planner.context_parallel import context_parallel
-from superscaler.planner.data_parallel import data_parallel
-from superscaler.planner.expert_parallel import expert_parallel
 from superscaler.planner.layers import layers as find_layers
 from superscaler.planner.planner import Planner
 
@@ -51,18 +48,8 @@ SCRIPT_NAMES = MappingProxyType(
         "F": Phase.FORWARD,
         "B": Phase.BACKWARD,
         "W": Phase.WEIGHT,
-        "recipe": recipes.recipe,
-        "scheduled_pipeline": recipes.scheduled_pipeline,
-        "data_parallel": data_parallel,
-        "expert_parallel": expert_parallel,
-        "context_parallel": context_parallel,
-        "tensor_parallel": recipes.tensor_parallel,
-        "sequence_parallel": recipes.sequence_parallel,
-        "recompute_layers": recipes.recompute_layers,
-        "optimizer_sharding": sharding.optimizer_sharding,
-        "gradient_sharding": sharding.gradient_sharding,
-        "parameter_sharding": sharding.parameter_sharding,
         "schedules": schedules,
+        "recipes": recipes,
     }
 )
 """What a script may name besides ``p``."""
@@ -193,7 +180,10 @@ class _Author:
         if self.chance(0.4 if sizes["tp"] > 1 else 0.02):
             words.append("sp")
         if self.chance(0.3):
-            words.append("recompute")
+            kinds = ("recompute", "recompute=selective", "recompute=layers", "recompute=full")
+            words.append(self.random.choice(kinds))
+        if self.chance(0.1):
+            words.append("co_shard=2")
         if self.chance(0.7 if sizes["pp"] > 1 else 0.1):
             names = [name for name in schedules.NAMED if name != "solved" or self.chance(0.3)]
             name = self.random.choice(names)
@@ -204,7 +194,7 @@ class _Author:
             words.append(f"micro_batches={self.micro_batches}")
         self.has_schedule = True
         self.mesh_axes = [name for name, size in sizes.items() if size > 1 and name != "pp"] or ["x"]
-        self.say(f"recipe({','.join(words)!r})(p)")
+        self.say(f"recipes.recipe({','.join(words)!r})(p)")
 
     def by_pipeline(self) -> None:
         """The stages a named schedule is for, not cut yet."""
@@ -216,7 +206,7 @@ class _Author:
         self.devices, self.stages = rows * prod(axes.values()), rows * per_row
         self.mesh_axes, self.free_axes = list(axes), list(axes)
         words = "".join(f", {axis}={size}" for axis, size in axes.items())
-        self.say(f"scheduled_pipeline(p, {name!r}, {rows}, {self.micro_batches}{words})")
+        self.say(f"recipes.scheduled_pipeline(p, {name!r}, {rows}, {self.micro_batches}{words})")
         self.has_schedule = True
 
     def on_one_mesh(self) -> None:
@@ -303,7 +293,7 @@ class _Author:
         meshes = [self.mesh(groups[i] + groups[rows - 1 - i], {"lane": 2, **axes}) for i in range(rows)]
         self.assign_stages(meshes)
         if self.chance(0.8):
-            self.say('data_parallel(p, "lane")')
+            self.say('recipes.data_parallel(p, "lane")')
         if self.chance(0.7):
             self.say(f"p.order(schedules.bidirectional({self.micro_batches}))")
             self.has_schedule = True
@@ -329,9 +319,9 @@ class _Author:
     def further(self) -> None:
         """One more decision."""
         self.random.choices(
-            (self.cut_axis, self.cut_in_modules, self.cut_letter, self.use_recipe, self.recompute, self.shard,
-             self.move),
-            (5, 4, 3, 4, 2, 1, 1),
+            (self.cut_axis, self.cut_in_modules, self.cut_letter, self.use_recipe, self.recompute, self.co_shard,
+             self.shard, self.move),
+            (5, 4, 3, 4, 2, 1, 1, 1),
         )[0]()  # fmt: skip
 
     def cut_axis(self) -> None:
@@ -364,14 +354,20 @@ class _Author:
              "context_parallel", "optimizer_sharding", "gradient_sharding", "parameter_sharding",
              *["expert_parallel"] * (3 if self.model == "moe" else 0))
         )  # fmt: skip
-        self.say(f"{name}(p, {self.over()!r})")
+        self.say(f"recipes.{name}(p, {self.over()!r})")
 
     def recompute(self) -> None:
         """Blocks that are computed again."""
         if self.chance(0.4):
-            self.say("recompute_layers(p)")
+            name = self.random.choice(("recompute_layers", "recompute_attention", "recompute_stages"))
+            self.say(f"recipes.{name}(p)")
         else:
             self.say(f"p.recompute({self.selection()})")
+
+    def co_shard(self) -> None:
+        """Blocks that run piece after piece."""
+        axis = f", {self.random.choice(('heads', self.axis_name()))!r}" if self.chance(0.4) else ""
+        self.say(f"p.co_shard({self.selection()}{axis}, pieces={self.random.choice((2, 2, 2, 3, 4))})")
 
     def shard(self) -> None:
         """Gradients or parameters held as updated."""
