@@ -261,6 +261,10 @@ SIZES = {
     "tiny": {
         "image": 32, "patch": 4, "window": 4, "channels": 16, "depths": (2, 2), "heads": (2, 4), "classes": 10,
     },
+    "bench": {
+        "image": 512, "patch": 4, "window": 16, "channels": 64, "depths": (2, 2, 2), "heads": (8, 16, 32),
+        "classes": 100,
+    },
     "swin-t": {"channels": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24), **_SMALL_IMAGES},
     "swin-s": {"channels": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24), **_SMALL_IMAGES},
     "swin-b": {"channels": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32), **_SMALL_IMAGES},

@@ -33,8 +33,6 @@ _SAVED = {
     Phase.WEIGHT: ("_weight", ""),
 }
 """Per phase what the name of a block ends with, and of the dict that holds what its calls saved."""
-_FREE_FROM = 8
-"""Values of at least this fraction of the largest are deleted before a loop begins."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,6 @@ class _Writer:
         self.prepared_names: dict[str, str] = {}
         self.names: dict[str, str] = {}
         """What the function that makes a value calls it, for those that take it up."""
-        sizes = [stage.num_bytes(name) for name, part in written.items() if part.phase.is_repeated]
-        self.least_bytes = max(sizes, default=0) // _FREE_FROM
 
     def write(self) -> Phases:
         stage, functions, by_part = self.stage, [], {}
@@ -267,7 +263,7 @@ class _Writer:
 
     def _loop(self, function: Function, loop: Loop) -> None:
         signature, first, last = self.bodies.signature(loop.block), loop.calls[0], loop.calls[-1]
-        function.free_before_loop(self.least_bytes)
+        function.forget()
         arguments = []
         for number in signature.arguments(first):
             value = first.outside[number]

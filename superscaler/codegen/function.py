@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from superscaler.codegen.expressions import METHODS, Text, call
+from superscaler.codegen.memory import VIEWS as MEMORY_VIEWS
 from superscaler.codegen.names import VIEWS, Scope
 from superscaler.codegen.program import (
     Await,
@@ -48,6 +49,11 @@ OWNED = {
     "aten.native_layer_norm_backward",
 }  # fmt: skip
 """Kinds whose results are new memory, of which none shares any with another."""
+
+
+def is_view(instruction: Compute) -> bool:
+    """Whether a call's result may share memory with what it reads first."""
+    return instruction.kind in VIEWS or instruction.kind in MEMORY_VIEWS
 
 
 class Function:
@@ -153,6 +159,8 @@ class Function:
         is_again = False
         for position, item in enumerate(items):
             self._here = position
+            if isinstance(item, Instruction) and self._takes_memory(item):
+                self.forget()
             if isinstance(item, Instruction) and is_again != self.stage.is_again(item):
                 is_again = not is_again
                 note = "forward again: its results were not stored" if is_again else "backward"
@@ -175,15 +183,28 @@ class Function:
         """Whether the function still needs a value after the current item."""
         return self._last.get(value, -1) > self._here
 
-    def free_before_loop(self, least_bytes: int) -> None:
-        """Append ``del`` of large values nobody needs any more."""
+    def _takes_memory(self, instruction: Instruction) -> bool:
+        """Whether an instruction makes new memory."""
+        return not (
+            isinstance(instruction, Keep) or (isinstance(instruction, Compute) and is_view(instruction))
+        )
+
+    def forget(self) -> None:
+        """Append ``del`` of values nobody needs any more, once they are worth it together."""
         program = self.stage.program
-        gone = [v for v in self.dead() if v in program.values and self.stage.num_bytes(v) >= least_bytes]
-        gone = [v for v in self.scope.names if v in gone and self._last.get(v, -1) < self._here]
-        if gone:
-            self.add(f"del {', '.join(self.scope.names[value] for value in gone)}")
-            for value in gone:
-                self.scope.release(value)
+        held = {*program.stored, *program.fed}
+        gone = [
+            value
+            for value in self.scope.names
+            if value in program.values
+            and self._last.get(value, -1) < self._here
+            and self._root.get(value, value) not in held
+        ]
+        if sum(map(self.stage.num_bytes, gone)) < self.stage.large_bytes:
+            return
+        self.add(f"del {', '.join(self.scope.names[value] for value in gone)}")
+        for value in gone:
+            self.scope.release(value)
 
     # instructions
 
@@ -266,7 +287,7 @@ class Function:
         )
         if instruction.kind in OWNED:
             self._owned.update(instruction.writes)
-        if instruction.kind in VIEWS and instruction.reads:
+        if is_view(instruction) and instruction.reads:
             self._root[write] = self._root.get(instruction.reads[0], instruction.reads[0])
         else:
             self._fresh.update(instruction.writes)

@@ -277,7 +277,9 @@ class _Account:
                         self.root[name] = home
             elif isinstance(instruction, Compute) and instruction.reads:
                 read, write = instruction.reads[0], instruction.writes[0]
-                if instruction.kind in VIEWS or (instruction.kind == "reshape" and read not in strided):
+                is_same = self.program.values[read].shape == self.program.values[write].shape
+                stays = instruction.kind == "reshape" or (instruction.kind == "aten.expand" and is_same)
+                if instruction.kind in VIEWS or (stays and read not in strided):
                     self.root[write] = self._root(read)
-                    if read in strided or instruction.kind != "reshape":
+                    if read in strided or not stays:
                         strided.add(write)

@@ -24,6 +24,9 @@ from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import DTYPE_BYTES, Role
 from superscaler.planner.plan import Plan
 
+_FORGOTTEN_FROM = 8
+"""Which part of the largest value others must be together, to be worth a ``del``."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -196,6 +199,12 @@ class Stage:
         if name not in self.program.values:
             return identifier(name)
         return self.hints[self.value(name).tensor]
+
+    @cached_property
+    def large_bytes(self) -> int:
+        """From how many bytes values are forgotten as soon as nobody needs them any more."""
+        written = (name for name, part in self.written_in.items() if part.phase.is_repeated)
+        return max(map(self.num_bytes, written), default=0) // _FORGOTTEN_FROM
 
     def num_bytes(self, name: str) -> int:
         """Largest size of a value on a device, in the example."""
