@@ -288,7 +288,7 @@ class _Writer:
             value = last.inside[output]
             if output in carried:
                 name = carried[output]
-                function.scope.owner.pop(name, None)
+                function.scope.release(function.scope.owner.get(name, ""))
                 function.scope.bind(value, name)
             else:
                 name = function.bind(value)

@@ -191,6 +191,8 @@ class Function:
 
     def forget(self) -> None:
         """Append ``del`` of values nobody needs any more, once they are worth it together."""
+        if self._inline:  # an expression that reads some of them is still to be written
+            return
         program = self.stage.program
         held = {*program.stored, *program.fed}
         gone = [
