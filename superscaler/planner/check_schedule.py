@@ -3,9 +3,10 @@
 A schedule may be the user's own, or one that is known by name, for stages placed in a way it was not made for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
+from itertools import pairwise, permutations, product
 
 from superscaler.errors import PlanError
 from superscaler.ir.graph import Phase
@@ -13,7 +14,7 @@ from superscaler.ir.mesh import Mesh
 from superscaler.planner.materialize import PHASES, MaterializedGraph, Transfer
 from superscaler.planner.progress import Message, Part, RowTasks, find_stop, row_title
 from superscaler.planner.schedule import Schedule
-from superscaler.planner.steps import StepKind
+from superscaler.planner.steps import Step, StepKind
 
 
 def check_schedule(materialized: MaterializedGraph, schedule: Schedule, where: str) -> None:
@@ -59,45 +60,67 @@ def _rows(materialized: MaterializedGraph, schedule: Schedule) -> list[RowTasks]
 
 def _messages(materialized: MaterializedGraph) -> list[dict[Part, list[Message]]]:
     """Per row the messages of each body, in order."""
-    row_of = {device: number for number, row in enumerate(materialized.rows) for device in row.devices}
+    stages = materialized.stages
+    meetings = _Meetings(
+        {device: number for number, row in enumerate(materialized.rows) for device in row.devices}
+    )
     found: list[dict[Part, list[Message]]] = [{} for _ in materialized.rows]
 
-    def note(
-        phase: Phase, mesh: Mesh, kind: str, pairs: Sequence[tuple[int, int]], name: str, channel: str
-    ) -> None:
-        """Note a message of every row of a mesh to those it is paired with."""
-        others: dict[int, dict[int, None]] = {}
-        for own, other in pairs:
-            others.setdefault(row_of[own], {})[row_of[other]] = None
-        part = Part(phase, materialized.stages.index(mesh)) if phase.is_repeated else Part(phase)
+    def note(phase: Phase, mesh: Mesh, kind: str, others: Links, name: str, channel: str) -> None:
+        part = Part(phase, stages.index(mesh)) if phase.is_repeated else Part(phase)
         for row, rows in others.items():
-            found[row].setdefault(part, []).append(Message(kind, tuple(sorted(rows)), name, channel))
+            found[row].setdefault(part, []).append(Message(kind, rows, name, channel))
 
     for phase in PHASES:
         for number, event in enumerate(materialized.events[phase]):
             if not isinstance(event, Transfer):
                 continue
-            step = event.step
-            before, after = step.before.mesh, step.after.mesh
-            if step.kind is StepKind.SEND:
-                pairs = list(zip(before.devices, after.devices, strict=True))
-                channel = f"{materialized.stages.index(before)} to {materialized.stages.index(after)}"
-            elif step.kind is StepKind.EXCHANGE:
-                pairs = [(one, other) for one in before.devices for other in after.devices]
-                channel = f"exchange {phase}{number}"
-            elif step.is_local:
-                continue
+            before, after = event.step.before.mesh, event.step.after.mesh
+            given, taken = meetings.of(event.step)
+            if event.step.kind is StepKind.SEND:
+                channel = f"{stages.index(before)} to {stages.index(after)}"
             else:
-                pairs = [
-                    (one, other)
-                    for one in after.devices
-                    for other in after.group(step.axis, one)
-                    if row_of[one] != row_of[other]
-                ]
-                channel = f"collective {phase}{number}"
-            note(phase, before, "send", pairs, event.read, channel)
-            note(phase, after, "receive", [(other, one) for one, other in pairs], event.write, channel)
+                channel = f"{event.step.kind} {phase}{number}"
+            note(phase, before, "send", given, event.read, channel)
+            note(phase, after, "receive", taken, event.write, channel)
     return found
+
+
+Links = Mapping[int, tuple[int, ...]]
+"""Row -> the rows it meets."""
+
+
+@dataclass
+class _Meetings:
+    """Which rows meet in a step; known once per pair of meshes."""
+
+    row_of: Mapping[int, int]
+    known: dict[tuple[StepKind, Mesh, Mesh, str], tuple[Links, Links]] = field(default_factory=dict)
+
+    def of(self, step: Step) -> tuple[Links, Links]:
+        """Per row that gives those that take from it, and per row that takes those that give."""
+        key = step.kind, step.before.mesh, step.after.mesh, step.axis
+        if key not in self.known:
+            pairs = list(dict.fromkeys(self._pairs(step)))
+            self.known[key] = _links(pairs), _links([(taker, giver) for giver, taker in pairs])
+        return self.known[key]
+
+    def _pairs(self, step: Step) -> Iterator[tuple[int, int]]:
+        before, after = step.before.mesh, step.after.mesh
+        if step.kind is StepKind.SEND:
+            ends = zip(before.devices, after.devices, strict=True)
+            yield from ((self.row_of[giver], self.row_of[taker]) for giver, taker in ends)
+        elif step.kind is StepKind.EXCHANGE:
+            yield from product(
+                *({self.row_of[device] for device in mesh.devices} for mesh in (before, after))
+            )
+        elif not step.is_local and len({self.row_of[device] for device in after.devices}) > 1:
+            groups = ([self.row_of[other] for other in after.group(step.axis, own)] for own in after.devices)
+            yield from ((giver, taker) for rows in groups for giver, taker in permutations(set(rows), 2))
+
+
+def _links(pairs: Sequence[tuple[int, int]]) -> Links:
+    return {row: tuple(sorted(other for own, other in pairs if own == row)) for row, _ in pairs}
 
 
 def _circle(materialized: MaterializedGraph) -> str | None:
