@@ -50,9 +50,8 @@ def group_update(stage: Stage) -> Update:
     """Bring the update of a stage into groups."""
     body = stage.bodies[Part(Phase.UPDATE)]
     in_place = _in_place(body)
-    updating = {i for i in body if isinstance(i, Compute) and i.writes[0] in in_place}
     stores = {i for i in body if isinstance(i, Store) and in_place.get(i.read) == i.write}
-    body = [i for i in body if i not in stores]
+    body = [i for i in body if not (isinstance(i, Store) and i in stores)]
     waits = _dependencies(stage, body, in_place)
     groups: list[Group] = []
     done: set[int] = set()
@@ -68,7 +67,7 @@ def group_update(stage: Stage) -> Update:
             for i in ready
             if signature
             and _signature(stage, body[i]) == signature
-            and (body[i] in updating) == (body[ready[0]] in updating)
+            and _is_in_place(body[i], in_place) == _is_in_place(body[ready[0]], in_place)
         ] or ready[:1]
         groups.append(Group(tuple(body[i] for i in chosen)))
         done.update(chosen)
@@ -153,6 +152,11 @@ class _MessageOrder:
         self.run.add(number)
         self.signature = signature
         return set(self.last)
+
+
+def _is_in_place(instruction: Instruction, in_place: dict[str, str]) -> bool:
+    """Whether it is an update that overwrites what it updates."""
+    return isinstance(instruction, Compute) and instruction.writes[0] in in_place
 
 
 def _is_store(instruction: Instruction) -> bool:

@@ -14,6 +14,7 @@ from superscaler.planner.communication import Communication, find_communication
 from superscaler.planner.complete import complete
 from superscaler.planner.materialize import MaterializedGraph, Transfer, materialize
 from superscaler.planner.micro_batches import compute_sums_beforehand
+from superscaler.planner.pipeline import Pipeline, ScheduleMaker
 from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.planner import Planner
 from superscaler.planner.requirements import plan_requirements
@@ -116,7 +117,7 @@ def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> 
     pipeline = materialized.pipeline
     if maker.weighs_costs:
         pipeline = pipeline.with_costs(task_costs(materialized, cluster))
-    schedule = maker(pipeline)
+    schedule = _schedule(planner, maker, pipeline)
     if len(schedule.rows) != len(materialized.rows):
         raise PlanError(
             f"the schedule {schedule.name!r} has {len(schedule.rows)} rows for "
@@ -132,6 +133,14 @@ def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> 
     said = [planner.schedule_said_by, *(order.where for order in planner.task_orders)]
     check_schedule(materialized, ordered, ", ".join(dict.fromkeys(filter(None, said))))
     return Plan(name, cluster, materialized, ordered)
+
+
+def _schedule(planner: Planner, maker: ScheduleMaker, pipeline: Pipeline) -> Schedule:
+    try:
+        return maker(pipeline)
+    except PlanError as error:
+        where = error.where or planner.schedule_said_by
+        raise PlanError(error.what, where=where, remedy=error.remedy) from error
 
 
 def _decisions(graph: Graph, cluster: Cluster, script: PlanScript, *, is_rewritten: bool = False) -> Planner:

@@ -5,8 +5,9 @@ from functools import cache
 import pytest
 import torch
 
-from models import llama
+from models import llama, swin
 from superscaler import compiler
+from superscaler.codegen.emit import emit
 from superscaler.codegen.memory import peak_memory
 from superscaler.ir.optimizers import AdamW
 from superscaler.ir.trace import trace
@@ -87,3 +88,14 @@ def test_only_the_layer_at_hand_has_its_parameters_together():
         return peak_memory(program).temporary
 
     assert temporary(4) == temporary(8)
+
+
+def test_a_gradient_is_reshaped_in_the_update():
+    """The pieces of a merged patch's norm lie inside its one dim, so that they are joined around a reshape."""
+    sizes = {"image": 16, "window": 2, "channels": 8, "depths": (1, 1), "heads": (2, 2), "classes": 6}
+    model, inputs = swin.build("tiny", **sizes), swin.example_inputs("tiny", batch=4, **sizes)
+    plan = compiler.plan(
+        trace(model, inputs, optimizer=AdamW()), Cluster.local(4), "dp=2,pp=2,zero=1"
+    ).verify()
+    sources = [emit(plan, program) for program in plan.programs]
+    assert any(".reshape(" in source.partition("def update")[2] for source in sources)

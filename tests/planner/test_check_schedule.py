@@ -7,7 +7,7 @@ import pytest
 from superscaler.errors import PlanError
 from superscaler.ir.graph import Phase
 from superscaler.planner.schedule import Task, parse_schedule
-from superscaler.planner.schedules import gpipe, one_f_one_b
+from superscaler.planner.schedules import gpipe, interleaved, one_f_one_b
 from tests.planner.samples import gpt_graph, script_plan
 
 
@@ -86,3 +86,12 @@ def test_stages_on_one_device_that_feed_each_other_are_told_to_be_chunks():
 
     with pytest.raises(PlanError, match="feed each other"):  # the residual around h.0.mlp is on both devices
         script_plan(gpt_graph(), 2, in_chunks)
+
+
+def test_a_schedule_for_other_stages_is_refused_with_the_scripts_line():
+    def script(p):
+        two_stages(p)
+        p.order(interleaved(2))
+
+    with pytest.raises(PlanError, match=r"(?s)'interleaved' does not suit.*at: .*test_check_schedule.py:\d+"):
+        script_plan(gpt_graph(), 2, script)
