@@ -111,9 +111,8 @@ class _Meetings:
             ends = zip(before.devices, after.devices, strict=True)
             yield from ((self.row_of[giver], self.row_of[taker]) for giver, taker in ends)
         elif step.kind is StepKind.EXCHANGE:
-            yield from product(
-                *({self.row_of[device] for device in mesh.devices} for mesh in (before, after))
-            )
+            givers, takers = ({self.row_of[device] for device in mesh.devices} for mesh in (before, after))
+            yield from product(givers, takers)
         elif not step.is_local and len({self.row_of[device] for device in after.devices}) > 1:
             groups = ([self.row_of[other] for other in after.group(step.axis, own)] for own in after.devices)
             yield from ((giver, taker) for rows in groups for giver, taker in permutations(set(rows), 2))
