@@ -62,12 +62,8 @@ def scheduled_pipeline(
         p.order(NAMED[schedule].make(micro_batches))
         return
     groups = p.cluster.groups(rows)
-    special: dict[str, Callable[[Planner, Devices, int, dict[str, int]], ScheduleMaker]] = {
-        "interlaced": _interlaced,
-        "3f1b": _passes,
-    }
-    if schedule in special:
-        p.order(special[schedule](p, groups, micro_batches, axes))
+    if schedule in PLACED_OTHERWISE:
+        p.order(PLACED_OTHERWISE[schedule](p, groups, micro_batches, axes))
         return
     maker = NAMED[schedule].make(micro_batches)
     lanes = NAMED[schedule].pipeline(rows).lanes
@@ -182,3 +178,10 @@ def _passes(p: Planner, groups: Devices, micro_batches: int, axes: dict[str, int
     ]
     place_stages(p, stages, groups, tuple(((stage % rows,),) for stage in range(count * rows)), **axes)
     return three_f_one_b(micro_batches, count)
+
+
+PLACED_OTHERWISE: dict[str, Callable[[Planner, Devices, int, dict[str, int]], ScheduleMaker]] = {
+    "interlaced": _interlaced,
+    "3f1b": _passes,
+}
+"""Schedules whose stages are not runs of layers one after another: what places them, and makes their schedule."""

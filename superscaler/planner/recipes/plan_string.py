@@ -99,7 +99,9 @@ def recipe(text: str) -> PlanScript:
             )
         place = f"schedule={options.schedule}" if options.schedule else f"pp={options.pp}"
         p.said_by = f"{place} in the plan {text!r}" if place in text else f"the plan {text!r}"
-        _place(p, options)
+        scheduled_pipeline(
+            p, options.schedule_name, options.pp, options.micro_batches, options.virtual, **options.axes
+        )
         for row in RECIPES:
             word = row.word_said(options)
             if word and row.apply:
@@ -108,9 +110,3 @@ def recipe(text: str) -> PlanScript:
         p.said_by = ""
 
     return script
-
-
-def _place(p: Planner, options: PlanOptions) -> None:
-    """The stages, and their order in time."""
-    schedule = options.schedule or ("1f1b" if options.pp > 1 else "gpipe")
-    scheduled_pipeline(p, schedule, options.pp, options.micro_batches, options.virtual, **options.axes)

@@ -41,6 +41,11 @@ class PlanOptions:
         return self.pp * prod(self.axes.values())
 
     @property
+    def schedule_name(self) -> str:
+        """The schedule, named or not."""
+        return self.schedule or ("1f1b" if self.pp > 1 else "gpipe")
+
+    @property
     def axes(self) -> dict[str, int]:
         """The mesh axes of a stage, major to minor; those of one device too."""
         return {"dp": self.dp, "ep": self.ep, "cp": self.cp, "tp": self.tp}
