@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from benchmarks.parity import torchrun
 from benchmarks.plan_cases import CASES, SIZES, Case
 from benchmarks.report import RESULTS, finish
-from benchmarks.script_lines import script_lines
+from benchmarks.script_lines import script_lines, with_called
 from superscaler import compiler
 from superscaler.codegen.memory import peak_memory
 from superscaler.ir.optimizers import AdamW
@@ -42,7 +42,7 @@ SINGLE = 10
 """How many times the difference of one device is allowed to a model that is not in double precision."""
 MOST_PROCESSES = 4
 LONG = 50
-"""Lines of a script that is not shown in full."""
+"""Lines of a script that is shown with all it calls, at most."""
 OPTIMIZER = AdamW(lr=1e-3, eps=1e-5)
 """Adam's usual eps of 1e-8 would blow up by 1e8 the rounding of gradients that are zero but for it."""
 QUICK = ("dp=2", "tp=2,sp", "pp=2,schedule=zb-v,micro_batches=4", "dp=2,tp=2,pp=2,zero=1,micro_batches=2")
@@ -235,11 +235,15 @@ def _each(rows: Sequence[Row]) -> Iterable[str]:
 
 
 def _sources() -> Iterable[str]:
-    """The recipes in full, where they are short."""
-    for script in dict.fromkeys(row.script for row in RECIPES if row.apply or row.word == "pp=N"):
-        source = inspect.getsource(script).rstrip()
-        if len(source.splitlines()) <= LONG:
-            yield from ("```python", source, "```", "")
+    """The scripts in full, with what they call where it is short, each function once."""
+    yield f"With the functions they call where these are no more than {LONG} lines together, each shown once."
+    yield ""
+    shown: list[Any] = []
+    for row in RECIPES:
+        whole = with_called([row.script]) if script_lines([row.script]) <= LONG else [row.script]
+        sources = [inspect.getsource(one).rstrip() for one in whole if one not in shown]
+        shown += whole
+        yield from (f"### `{row.word}`", "", "```python", "\n\n\n".join(sources), "```", "")
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -21,10 +21,15 @@ _NO_CODE = {
 
 def script_lines(scripts: Iterable[Callable[..., Any]], only_own: bool = False) -> int:
     """Lines of code of scripts, and of all functions they call that are in the library of plans, each once."""
+    return sum(map(_lines, scripts if only_own else with_called(scripts)))
+
+
+def with_called(scripts: Iterable[Callable[..., Any]]) -> list[Callable[..., Any]]:
+    """The scripts, and all functions and classes they call that are in the library of plans, each once."""
     found = list(dict.fromkeys(scripts))
     for one in found:  # grows while it is read
-        found += [other for other in ([] if only_own else _called(one)) if other not in found]
-    return sum(map(_lines, found))
+        found += [other for other in dict.fromkeys(_called(one)) if other not in found]
+    return found
 
 
 def _called(script: Callable[..., Any]) -> list[Callable[..., Any]]:
