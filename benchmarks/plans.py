@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,14 @@ def _goal(name: str) -> float:
 
 
 def _torchrun(case: Case, folder: Path, build: Path) -> float:
-    """The largest difference of losses and final parameters; every step sees the same batch."""
+    """The largest difference of losses and final parameters; every step sees the same batch. Infinite: it failed."""
     inputs = _traced(case.model)[1]
     save_file(inputs, folder / "data.safetensors")
-    losses, parameters = torchrun(build, case.num_devices, folder / "data.safetensors", STEPS)
+    try:
+        losses, parameters = torchrun(build, case.num_devices, folder / "data.safetensors", STEPS)
+    except RuntimeError as error:
+        print(f"{case.name}: {error}", flush=True)
+        return inf
     true_losses, true_parameters = _trained(case.model)
     assert parameters.keys() >= true_parameters.keys()
     pairs = [(parameters[name], value) for name, value in true_parameters.items()]

@@ -318,7 +318,8 @@ class Function:
                 value.shape == result.shape and value.dtype == result.dtype == self.stage.value(other).dtype
             )
             owned = self._root.get(mine, mine) in self._owned
-            if mine != other and alike and owned and mine not in self._inline and self._may_overwrite(mine):
+            apart = self._root.get(mine, mine) != self._root.get(other, other)
+            if apart and alike and owned and mine not in self._inline and self._may_overwrite(mine):
                 return Text(f"{self.read(mine).atom}.add_({self.read(other)})")
         return None
 

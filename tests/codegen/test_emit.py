@@ -63,6 +63,23 @@ def test_one_device_trains_as_eager(plan, tmp_path):
     assert_equal(losses, program.weights, eager_training(batches))
 
 
+def test_a_sum_with_a_view_of_itself_is_not_written_over_it(tmp_path):
+    class Symmetric(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(3, 4)
+
+        def forward(self, x):
+            half = self.head(x)
+            return (half + half.transpose(1, 2)).square().mean()
+
+    torch.manual_seed(0)
+    model, inputs = Symmetric().double(), {"x": torch.randn(2, 5, 5, 3, dtype=torch.float64)}
+    expected = model(**inputs)
+    compiler.compile(model, inputs, cluster=Cluster.local(1), optimizer=OPTIMIZER, save=tmp_path / "b")
+    torch.testing.assert_close(load(tmp_path / "b")(inputs), expected.detach(), rtol=1e-12, atol=0)
+
+
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     "plan",
