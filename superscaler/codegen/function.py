@@ -293,6 +293,10 @@ class Function:
             self._root[write] = self._root.get(instruction.reads[0], instruction.reads[0])
         else:
             self._fresh.update(instruction.writes)
+        mask = _output_mask(instruction)
+        if mask:
+            self._assign_all(instruction.writes, str(text), mask)
+            return
         if len(instruction.writes) == 1 and self._is_read_next_alone(write, following):
             if self._is_scalar(instruction, following):
                 self._inline[write] = Text(repr(float(instruction.arguments[1])))
@@ -471,8 +475,8 @@ class Function:
         name = self.scope.bind(write, hint, self.dead()) if hint else self.bind(write)
         self.add(f"{name} = {text}", comment)
 
-    def _assign_all(self, writes: Sequence[str], text: str) -> None:
-        if len(writes) == 1:
+    def _assign_all(self, writes: Sequence[str], text: str, mask: Sequence[bool] = ()) -> None:
+        if len(writes) == 1 and not mask:
             self._assign(writes[0], text, self.shape(writes[0]))
             return
         targets, later = [], []
@@ -487,6 +491,8 @@ class Function:
                 targets.append(self.targets.get(write) or self.bind(write))
                 if keep is not None:
                     later.append((keep, targets[-1]))
+        wanted = iter(targets)
+        targets = [next(wanted) if is_wanted else "_" for is_wanted in mask] or targets
         self.add(f"{', '.join(targets)} = {text}", self.shape(writes[0]))
         for keep, name in later:
             self._put(keep, name)
@@ -528,3 +534,10 @@ def name_symbols(stage: Stage) -> dict[str, str]:
     """The variable of each size that varies: named like it, or ``batch_size`` where that name means something else."""
     taken = {*RESERVED, *stage.axis_variables}
     return {name: f"{name}_size" if name in taken else name for name in stage.graph.sizes}
+
+
+def _output_mask(instruction: Compute) -> Sequence[bool]:
+    """Which results an operator of ATen is asked for, by its last argument; empty: all."""
+    last = instruction.arguments[-1] if instruction.arguments else None
+    is_mask = isinstance(last, list | tuple) and all(isinstance(item, bool) for item in last)
+    return last if is_mask and sum(last) == len(instruction.writes) < len(last) else ()

@@ -80,6 +80,28 @@ def test_a_sum_with_a_view_of_itself_is_not_written_over_it(tmp_path):
     torch.testing.assert_close(load(tmp_path / "b")(inputs), expected.detach(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("options", [{"bias": False}, {"elementwise_affine": False}])
+def test_gradients_that_a_normalisation_does_not_have_are_left_out(options, tmp_path):
+    def build():
+        torch.manual_seed(0)
+        layers = torch.nn.Linear(4, 6), torch.nn.LayerNorm(6, **options), torch.nn.Linear(6, 3)
+        return torch.nn.Sequential(*layers).double()
+
+    x = torch.randn(8, 4, dtype=torch.float64)
+    compiler.compile(
+        build(), (x,), loss=lambda y: y.square().mean(), cluster=Cluster.local(1), optimizer=OPTIMIZER,
+        save=tmp_path / "b",
+    )  # fmt: skip
+    program, model = load(tmp_path / "b"), build()
+    optimizer = torch.optim.AdamW(model.parameters(), OPTIMIZER.lr, weight_decay=OPTIMIZER.weight_decay)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        torch.testing.assert_close(program({"input": x}), loss.detach(), rtol=1e-12, atol=0)
+
+
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     "plan",
