@@ -61,11 +61,10 @@ class Case:
         return tuple(dict.fromkeys(said))
 
 
-def tp_in_pp_in_dp_and_co_shard(p: Planner) -> None:
-    """Four recipes, and a decision of one's own for the first layer."""
-    ss.recipes.scheduled_pipeline(p, "1f1b", rows=2, micro_batches=2, dp=2, tp=2)
+def pp_in_dp_and_co_shard(p: Planner) -> None:
+    """Three recipes, and a decision of one's own for the first layer."""
+    ss.recipes.scheduled_pipeline(p, "1f1b", rows=2, micro_batches=2, dp=2)
     ss.recipes.data_parallel(p)
-    ss.recipes.tensor_parallel(p)
     ss.recipes.optimizer_sharding(p)
     p.co_shard(p.select("h.0"), pieces=2)
 
@@ -140,8 +139,8 @@ CASES = (
          "model computes in single precision whatever its parameters are in."),
     Case("tp in pp in dp, ZeRO-1", "gpt", "dp=2,tp=2,pp=2,zero=1,micro_batches=2",
          "Stages of 2 x 2 devices; nothing in one recipe knows of another."),
-    Case("... and co-shard in one layer", "gpt", tp_in_pp_in_dp_and_co_shard,
-         "The same from Python, with a layer that runs piece after piece inside its stage.", 8),
+    Case("pp in dp, ZeRO-1, co-shard in one layer", "gpt", pp_in_dp_and_co_shard,
+         "From Python: a layer runs piece after piece inside its stage.", 4),
     Case("dp, tp and ZB-V", "gpt", "dp=2,tp=2,pp=2,schedule=zb-v,micro_batches=4",
          "Two stages per row of 2 x 2 devices."),
     Case("tp in both directions", "gpt", "tp=2,pp=2,schedule=bidirectional,micro_batches=2",
