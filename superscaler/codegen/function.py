@@ -539,5 +539,6 @@ def name_symbols(stage: Stage) -> dict[str, str]:
 def _output_mask(instruction: Compute) -> Sequence[bool]:
     """Which results an operator of ATen is asked for, by its last argument; empty: all."""
     last = instruction.arguments[-1] if instruction.arguments else None
-    is_mask = isinstance(last, list | tuple) and all(isinstance(item, bool) for item in last)
-    return last if is_mask and sum(last) == len(instruction.writes) < len(last) else ()
+    if not isinstance(last, list | tuple) or not all(isinstance(item, bool) for item in last):
+        return ()
+    return last if sum(last) == len(instruction.writes) < len(last) else ()
