@@ -35,7 +35,7 @@ from superscaler.runtime.local import load
 
 TOLERANCE = 1e-9
 """Largest relative difference: sums of a few hundred numbers in float64, in another order, through two steps."""
-COUNT, QUICK_COUNT, SEED = 2000, 60, 0
+COUNT, QUICK_COUNT, SEED = 2000, 40, 0
 STEPS = 2
 """Training steps of every tenth plan; one of the others, which shows all gradients, parameters and states too."""
 
