@@ -10,6 +10,7 @@ from superscaler.codegen.program import (
     Collective,
     Compute,
     Exchange,
+    FromHost,
     Instruction,
     Keep,
     LocalValue,
@@ -21,6 +22,7 @@ from superscaler.codegen.program import (
     Send,
     Slice,
     Store,
+    ToHost,
     reads_of,
     writes_of,
 )
@@ -28,7 +30,7 @@ from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Phase
 from superscaler.planner.steps import plain
 
-Moving = Collective | Await | Slice | Mask | Send | Receive | Exchange | Keep | Store
+Moving = Collective | Await | Slice | Mask | Send | Receive | Exchange | Keep | Store | ToHost | FromHost
 
 
 @dataclass(frozen=True, slots=True)

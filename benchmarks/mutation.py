@@ -18,6 +18,7 @@ from benchmarks.report import finish, parse_arguments
 from models import gpt
 from superscaler.codegen.comparison import initial_state
 from superscaler.codegen.lower import lower
+from superscaler.codegen.offload import offload
 from superscaler.codegen.overlap import overlap
 from superscaler.codegen.pieces import relative_difference
 from superscaler.codegen.program import Program
@@ -125,7 +126,7 @@ def make_case(name: str) -> Case:
     model = gpt.build("tiny", **sizes).double()
     batch = gpt.example_inputs("tiny", batch=8, **sizes)
     plan = make_plan(trace(model, batch, optimizer=AdamW()), Cluster.local(devices), script, name)
-    programs = overlap(plan, lower(plan))
+    programs = offload(plan, overlap(plan, lower(plan)))
     # nothing is 0 or 1, so that no summand and no factor goes unnoticed
     state = {
         key: value + 0.1 * torch.rand_like(value) for key, value in initial_state(plan.graph, model).items()

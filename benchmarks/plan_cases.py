@@ -125,6 +125,8 @@ CASES = (
          "Of each stage its input is stored for every micro-batch that waits."),
     Case("recomputation, per block", "gpt", first_half_recomputed,
          "A selection per block: here the layers of the first stage, which stores the most micro-batches."),
+    Case("optimizer states in host memory", "gpt", "dp=2,zero=1,offload=optimizer",
+         "As ZeRO-1; the states wait in host memory, and are on the device for the update of their parameter."),
     Case("co-shard", "gpt", "co_shard=2",
          "Heads and hidden units of each layer run in two pieces, one after another on the same device, and run "
          "again in the backward: of what lies inside a layer one piece exists at a time."),

@@ -10,6 +10,7 @@ from superscaler.codegen.build import write_build
 from superscaler.codegen.comparison import Comparison, compare_programs_with_eager
 from superscaler.codegen.lower import lower
 from superscaler.codegen.memory import free_values
+from superscaler.codegen.offload import offload
 from superscaler.codegen.overlap import overlap
 from superscaler.codegen.program import Program
 from superscaler.codegen.verify import verify_programs
@@ -34,7 +35,7 @@ class CompiledPlan(Plan):
     @cached_property
     def programs(self) -> tuple[Program, ...]:
         """One program per row."""
-        return tuple(map(free_values, overlap(self, lower(self))))
+        return tuple(map(free_values, offload(self, overlap(self, lower(self)))))
 
     def verify(self) -> "CompiledPlan":
         """Prove that the programs compute what the graph says, on time, within memory and without deadlock.

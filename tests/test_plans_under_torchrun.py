@@ -59,7 +59,7 @@ def torchrun(build, data, ranks):
 
 @pytest.mark.parametrize(
     ("made", "sizes", "plan"),
-    [(llama, LLAMA, "cp=3"), (moe, {}, "ep=2,dp=2")],
+    [(llama, LLAMA, "cp=3"), (llama, LLAMA, "dp=2,zero=1,offload=optimizer"), (moe, {}, "ep=2,dp=2")],
 )
 def test_losses_and_parameters_are_those_of_eager_pytorch(made, sizes, plan, tmp_path):
     torch.manual_seed(0)

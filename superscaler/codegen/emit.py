@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from superscaler.codegen.emit_phases import Emitted, Phases, emit_phases
 from superscaler.codegen.emit_update import emit_update
+from superscaler.codegen.group import fold_updates
 from superscaler.codegen.loops import REPEATED
 from superscaler.codegen.name_tables import NameTables
 from superscaler.codegen.operator_files import defined_by
@@ -26,7 +27,7 @@ _ACCUMULATE = '''def accumulate(sums, name, value):
 
 def emit(plan: Plan, program: Program) -> str:
     """The source of one row's program."""
-    stage, tables = Stage(plan, program), NameTables()
+    stage, tables = Stage(plan, fold_updates(program)), NameTables()
     phases = emit_phases(stage, tables)
     functions, returned = list(phases.functions), ()
     update = None

@@ -6,7 +6,7 @@ from functools import cached_property
 from superscaler.codegen.emit_phases import ORDER, Emitted
 from superscaler.codegen.expressions import literal
 from superscaler.codegen.function import Function
-from superscaler.codegen.group import LISTED, Group, group_update
+from superscaler.codegen.group import LISTED, Group, group_update, operands_of
 from superscaler.codegen.name_tables import NameTables
 from superscaler.codegen.program import (
     Collective,
@@ -227,8 +227,9 @@ class _Writer:
             for name in instruction.writes:
                 operand = self.update.in_place[name]
                 self._set_alias(name, operand)
+        hosted = any(self.stage.value(name).host for name in operands_of(first))
         lines = [
-            f"ops.{first.kind}_(",
+            *(["ops.update_fetching(", f"{INDENT}ops.{first.kind}_,"] if hosted else [f"ops.{first.kind}_("]),
             *(f"{INDENT}{column}," for column in columns),
             f"{INDENT}step, {options},",
             ")",

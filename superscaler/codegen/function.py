@@ -12,12 +12,14 @@ from superscaler.codegen.program import (
     Collective,
     Compute,
     Exchange,
+    FromHost,
     Instruction,
     Keep,
     Mask,
     Receive,
     Send,
     Slice,
+    ToHost,
     reads_of,
 )
 from superscaler.codegen.sizes import Sizes
@@ -254,10 +256,18 @@ class Function:
                 self._assign(write, text, f"from stage {stage}")
             case Exchange():
                 self._exchange(instruction)
+            case ToHost(read=read, write=write):
+                self._move(read, write, "to_host")
+            case FromHost(read=read, write=write):
+                self._move(read, write, "to_device")
             case Keep():
                 self._keep(instruction)
             case _:
                 raise AssertionError(instruction)
+
+    def _move(self, read: str, write: str, method: str) -> None:
+        self.use("rt")
+        self._assign(write, f"rt.{method}({self.read(read)})", self.shape(write))
 
     def _exchange(self, instruction: Exchange) -> None:
         read, write, name = instruction.read, instruction.write, instruction.name

@@ -7,16 +7,20 @@ joined wait for one another.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from superscaler.codegen.offload import fold_moves
 from superscaler.codegen.program import (
     Collective,
     Compute,
     Exchange,
+    FromHost,
     Instruction,
     Part,
+    Program,
     Receive,
     Send,
     Slice,
     Store,
+    ToHost,
     reads_of,
     writes_of,
 )
@@ -44,6 +48,11 @@ class Update:
     groups: tuple[Group, ...]
     in_place: dict[str, str]
     """Result of an optimizer -> the value it overwrites."""
+
+
+def fold_updates(program: Program) -> Program:
+    """The program whose updates in place fetch and stow by themselves what they overwrite in host memory."""
+    return fold_moves(program, _in_place(program.bodies.get(Part(Phase.UPDATE), ())))
 
 
 def group_update(stage: Stage) -> Update:
@@ -78,7 +87,9 @@ def group_update(stage: Stage) -> Update:
 def _in_place(body: Sequence[Instruction]) -> dict[str, str]:
     """Which operands optimizers overwrite: all results of one that are stored again."""
     sliced = {i.write: i.read for i in body if isinstance(i, Slice)}
-    stored = {i.read: i.write for i in body if isinstance(i, Store)}
+    fetched = {i.read: i.write for i in body if isinstance(i, FromHost)}
+    stowed = {i.write: i.read for i in body if isinstance(i, ToHost)}
+    stored = {stowed.get(i.read, i.read): fetched.get(i.write, i.write) for i in body if isinstance(i, Store)}
     table: dict[str, str] = {}
     for instruction in body:
         if not isinstance(instruction, Compute) or instruction.kind not in OPTIMIZERS:
@@ -216,7 +227,10 @@ def _signature(stage: Stage, instruction: Instruction) -> tuple:
             return ("slice", axis, is_stored) if not outer or start.axes == (step.axis,) else ()
         case Compute(kind=kind, keywords=keywords) if kind in OPTIMIZERS:
             numbers = instruction.reads[len(instruction.writes) + 1 :]
-            return "update", kind, str(keywords), len(instruction.reads), numbers
+            hosted = tuple(
+                name in stage.program.values and stage.value(name).host for name in instruction.reads
+            )
+            return "update", kind, str(keywords), hosted, numbers
         case Compute(kind=kind, keywords=keywords) if kind in LISTED:
             readers = stage.readers.get(instruction.writes[0], ())
             return "listed", kind, str(keywords), tuple(writes_of(reader) for _, reader in readers)

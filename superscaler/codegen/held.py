@@ -22,6 +22,8 @@ class Held:
     """In `superscaler.planner.steps.plain` form."""
     fine: bool = False
     """Whether the local value's dims are the fine dims."""
+    host: bool = False
+    """Whether it lies in host memory."""
 
     def shape(self, axes: Axes) -> tuple[Extent, ...]:
         """The local shape."""
@@ -29,7 +31,7 @@ class Held:
 
     def __str__(self) -> str:
         """Print as ``wte.weight as R2 V1 D[4, 1] ...``."""
-        return f"{self.tensor} as {spell(self.layout)}"
+        return f"{self.tensor} as {spell(self.layout)}" + (" in host memory" if self.host else "")
 
 
 def spell(layout: Layout) -> str:

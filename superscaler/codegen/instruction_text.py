@@ -8,6 +8,7 @@ from superscaler.codegen.program import (
     Compute,
     Exchange,
     Free,
+    FromHost,
     Instruction,
     Keep,
     Mask,
@@ -15,6 +16,7 @@ from superscaler.codegen.program import (
     Send,
     Slice,
     Store,
+    ToHost,
 )
 
 
@@ -47,6 +49,10 @@ def describe(instruction: Instruction) -> str:
             return f"{write} {'+=' if add else '='} keep({read})"
         case Store(read=read, write=write):
             return f"{write} <- store({read})"
+        case ToHost(read=read, write=write):
+            return f"{write} = to_host({read})"
+        case FromHost(read=read, write=write):
+            return f"{write} = to_device({read})"
         case Free(values=values):
             return f"free({', '.join(values)})"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from superscaler.codegen.instruction_text import describe
+from superscaler.codegen.offload import overwritten_in_fetched
 from superscaler.codegen.overlap import arriving, coming
 from superscaler.codegen.program import (
     Compute,
@@ -82,12 +83,14 @@ class MemoryUse:
     activations: int
     """Inputs, and what forwards keep for backwards, of all micro-batches in flight."""
     temporary: int
+    host: int
+    """In host memory, which is apart from the device's."""
     moment: str
     """The task and instruction."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All of it on the device."""
         return self.parameters + self.states + self.gradients + self.activations + self.temporary
 
     def __str__(self) -> str:
@@ -96,7 +99,8 @@ class MemoryUse:
         shown = ", ".join(
             f"{name} {getattr(self, name) / 2**20:.1f}" for name in parts if getattr(self, name)
         )
-        return f"{self.title}: {self.total / 2**20:.1f} MiB ({shown}) in {self.moment}"
+        beside = f", {self.host / 2**20:.1f} MiB in host memory" if self.host else ""
+        return f"{self.title}: {self.total / 2**20:.1f} MiB ({shown}) in {self.moment}{beside}"
 
 
 def peak_memory(program: Program) -> MemoryUse:
@@ -184,10 +188,10 @@ class _Account:
 
     def _note(self, held: Counter[str], walk: _Walk, task: str) -> None:
         total = self.base + held + walk.most
-        if self.best is None or sum(total.values()) > self.best.total:
+        if self.best is None or _on_device(total) > self.best.total:
             parts = {
                 name: total[name]
-                for name in ("parameters", "states", "gradients", "activations", "temporary")
+                for name in ("parameters", "states", "gradients", "activations", "temporary", "host")
             }
             self.best = MemoryUse(self.program.title, **parts, moment=f"{task}: {walk.moment}")
 
@@ -229,7 +233,7 @@ class _Account:
                         users[root] -= 1
                         if not users[root] and root not in self.resident:
                             now.subtract(self._bytes([root]))
-            if now.total() > most.total():
+            if _on_device(now) > _on_device(most):
                 most, moment = now.copy(), describe(instruction)
         left = tuple(name for name in alive if name not in self.kept)
         kept = [name for name in alive if name in self.kept]
@@ -256,6 +260,8 @@ class _Account:
         return total
 
     def _category(self, name: str) -> str:
+        if self.program.values[name].host:
+            return "host"
         tensor = self.program.graph.tensors[self.program.values[name].tensor]
         if name in self.program.stored:
             return "states" if tensor.role is Role.STATE else "parameters"
@@ -266,6 +272,8 @@ class _Account:
     def _find_roots(self) -> None:
         strided: set[str] = set()
         stores = {i.read: i.write for _, i in self.program.instructions() if isinstance(i, Store)}
+        self.root |= {name: home for name, home in stores.items() if self.program.values[name].host}
+        stores |= overwritten_in_fetched(self.program.bodies.get(Part(Phase.UPDATE), ()))
         for _, instruction in self.program.instructions():
             if isinstance(instruction, Slice):
                 self.root[instruction.write] = self._root(instruction.read)
@@ -283,3 +291,7 @@ class _Account:
                     self.root[write] = self._root(read)
                     if read in strided or not stays:
                         strided.add(write)
+
+
+def _on_device(total: Counter[str]) -> int:
+    return total.total() - total["host"]

@@ -140,6 +140,7 @@ def _tensor(plan: Plan, program: Program, name: str) -> dict[str, Any]:
         "source": tensor.name,
         "stage": next(number for number, mesh in program.stages.items() if mesh.home == layout.mesh.home),
         **({} if saved_as is None else {"saved_as": list(saved_as)}),
+        **({"host": True} if value.host else {}),
         "dtype": tensor.dtype,
         "shape": list(tensor.shape),
         "fine": [[axis.size for axis in dim] for dim in plan.placed.axes.dims[tensor.name]],

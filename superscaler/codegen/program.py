@@ -6,7 +6,7 @@ as source; `superscaler.codegen.virtual` executes the same data for all devices 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from superscaler.ir.graph import Graph, Phase
@@ -44,6 +44,8 @@ class LocalValue:
     layout: Layout
     fine: bool = False
     """Whether the dims are the fine dims."""
+    host: bool = False
+    """Whether it lies in host memory, where no operator reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +163,43 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
+class ToHost:
+    """Copy a value to host memory; local."""
+
+    read: str
+    write: str
+
+
+@dataclass(frozen=True, slots=True)
+class FromHost:
+    """Copy a value in host memory to the device; local."""
+
+    read: str
+    write: str
+
+
+@dataclass(frozen=True, slots=True)
 class Free:
     """Forget values: nothing reads them any more."""
 
     values: tuple[str, ...]
 
 
-Instruction = Compute | Collective | Await | Slice | Mask | Send | Receive | Exchange | Keep | Store | Free
+Instruction = (
+    Compute
+    | Collective
+    | Await
+    | Slice
+    | Mask
+    | Send
+    | Receive
+    | Exchange
+    | Keep
+    | Store
+    | ToHost
+    | FromHost
+    | Free
+)
 
 
 @dataclass(frozen=True)
@@ -248,3 +280,13 @@ def writes_of(instruction: Instruction) -> tuple[str, ...]:
             return (write,) if write else ()
         case _:
             return (instruction.write,)
+
+
+def with_reads(instruction: Instruction, names: Mapping[str, str]) -> Instruction:
+    """The instruction reading other values in place of those that `names` replaces."""
+    if not any(name in names for name in reads_of(instruction)):
+        return instruction
+    if isinstance(instruction, Compute):
+        return replace(instruction, reads=tuple(names.get(name, name) for name in instruction.reads))
+    assert not isinstance(instruction, Await | Receive | Free)
+    return replace(instruction, read=names[instruction.read])

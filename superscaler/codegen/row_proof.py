@@ -17,6 +17,7 @@ from superscaler.codegen.program import (
     Compute,
     Exchange,
     Free,
+    FromHost,
     Instruction,
     Keep,
     Mask,
@@ -26,6 +27,7 @@ from superscaler.codegen.program import (
     Send,
     Slice,
     Store,
+    ToHost,
     writes_of,
 )
 from superscaler.codegen.verify_calls import expected_call, is_same_call
@@ -86,7 +88,7 @@ class RowProof:
                 raise VerificationError(
                     f"{name!r} cannot be stored or fed {spell(layout)}", remedy=BY_LOWERING
                 )
-            self.whole[name] = Held(value.tensor, layout)
+            self.whole[name] = Held(value.tensor, layout, host=value.host)
             self._check_shape(name, self.whole[name])
 
     @property
@@ -160,10 +162,15 @@ class RowProof:
 
     # values
 
-    def _read(self, name: str) -> Held:
+    def _read(self, name: str, *, host: bool = False) -> Held:
         if name in self.under_way.get(self.part, ()):
             self.fault(f"reads {name!r}, which is under way", "wait for it first, with an Await")
-        return self._present(name)
+        held = self._present(name)
+        if held.host and not host:
+            self.fault(f"reads {name!r}, which is in host memory", "fetch it first, with a FromHost")
+        if host and not held.host:
+            self.fault(f"reads {name!r}, which is not in host memory", "stow it first, with a ToHost")
+        return held
 
     def _present(self, name: str) -> Held:
         if self.phase.is_repeated and name in self.among:
@@ -225,6 +232,9 @@ class RowProof:
                 f"declares {name!r} as a piece {[e.constant for e in declared.shape]} of "
                 f"{declared.tensor!r}, but it holds {held}"
             )
+        if declared.host != held.host:
+            places = ("on the device", "in host memory")
+            self.fault(f"declares {name!r} {places[declared.host]}, but it is {places[held.host]}")
         if plain(declared.layout) != held.layout:
             self.fault(f"declares {name!r} {spell(plain(declared.layout))}, but it is {spell(held.layout)}")
 
@@ -257,6 +267,10 @@ class RowProof:
             case Mask(step=step, read=read, write=write):
                 held = self._read(read)
                 self._write_step(write, held, after_mask(held, instruction), f"mask over {step.axis!r}")
+            case ToHost(read=read, write=write):
+                self._write(write, replace(self._read(read), host=True))
+            case FromHost(read=read, write=write):
+                self._write(write, replace(self._read(read, host=True), host=False))
             case Keep():
                 self._keep(instruction)
             case Store():
@@ -350,13 +364,14 @@ class RowProof:
         self.kept[instruction.write] = held
 
     def _store(self, instruction: Store) -> None:
-        held, home = self._read(instruction.read), self.program.values.get(instruction.write)
+        home = self.program.values.get(instruction.write)
         if self.phase is not Phase.UPDATE or instruction.write not in self.program.stored or home is None:
             self.fault(f"stores into {instruction.write!r}")
+        held = self._read(instruction.read, host=home.host)
         if instruction.write in self.stored:
             self.fault(f"stores into {instruction.write!r} twice")
         fresh = self.plan.graph.updates.get(home.tensor, "")
-        wanted = Held(fresh, plain(home.layout))
+        wanted = Held(fresh, plain(home.layout), host=home.host)
         if held != wanted:
             self.fault(f"{instruction.write!r} takes {wanted}\n  but {instruction.read!r} is {held}")
         self.stored.add(instruction.write)

@@ -169,5 +169,8 @@ def _memory_remedy(activations: int, states: int, parameters: int) -> str:
             "use more micro_batches with schedule=1f1b, or more dp or tp, to keep fewer activations at once"
         )
     if states >= parameters:
-        return "use zero=1 with dp to cut optimizer states, or more tp or pp"
+        return (
+            "use zero=1 with dp to cut optimizer states, offload=optimizer to keep them in host memory, "
+            "or more tp or pp"
+        )
     return "use zero=3 with dp to cut the parameters, or more tp or pp"

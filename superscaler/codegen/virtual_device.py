@@ -15,6 +15,7 @@ from superscaler.codegen.program import (
     Compute,
     Exchange,
     Free,
+    FromHost,
     Instruction,
     Keep,
     Mask,
@@ -25,6 +26,7 @@ from superscaler.codegen.program import (
     Send,
     Slice,
     Store,
+    ToHost,
 )
 from superscaler.errors import VerificationError
 from superscaler.ir.graph import Operator, Phase
@@ -159,6 +161,8 @@ class Device:
                 value = read(instruction.read)
                 self._check(instruction.write, value, here)
                 self.whole[instruction.write] = value
+            case ToHost() | FromHost():
+                write(instruction.write, read(instruction.read).clone())
             case Free():
                 for name in instruction.values:
                     self._free(name, phase, micro_batch)

@@ -75,6 +75,7 @@ def complete(planner: Planner, micro_batches: int, *, splits_backward: bool = Fa
         {name: tuple(lines) for name, lines in reasons.items()},
         frozenset(planner.kept_as_updated if micro_batches > 1 else graph.gradients.values()),
         frozenset(planner.stored_as_updated),
+        frozenset(planner.on_host),
     )
     return split_totals(computed_where_read(placed))
 

@@ -48,6 +48,8 @@ class PlacedGraph:
     there is one micro-batch."""
     stored_as_updated: frozenset[str] = frozenset()
     """Parameters that are stored in the layout their update reads, and brought together where they are read."""
+    on_host: frozenset[str] = frozenset()
+    """Stored tensors that lie in host memory, and are fetched where they are read."""
 
     def reads(self, operator: Operator) -> tuple[Layout | None, ...]:
         """The Layout in which an operator reads each of its tensors; None for the number of the step."""

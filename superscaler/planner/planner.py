@@ -14,6 +14,7 @@ from superscaler.ir.graph import Graph, Operator, Phase
 from superscaler.ir.mesh import TIME, Mesh
 from superscaler.ir.size import Size
 from superscaler.ir.source_line import user_line
+from superscaler.ir.tensor import Role
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.co_shard import CoShard, runs_in_pieces
 from superscaler.planner.order import Order
@@ -63,6 +64,8 @@ class Planner:
     """Gradients that are kept in the layout their update reads."""
     stored_as_updated: set[str] = field(default_factory=set)
     """Parameters that are stored in the layout their update reads."""
+    on_host: set[str] = field(default_factory=set)
+    """Optimizer states that are kept in host memory."""
     co_sharded: list[CoShard] = field(default_factory=list)
     """Axes of blocks that run piece after piece."""
     is_rewritten: bool = False
@@ -381,6 +384,32 @@ class Planner:
             PlanError: No parameter is updated among them.
         """
         self.stored_as_updated |= self._updated(what)
+
+    def offload(self, what: Selection) -> None:
+        """Keep the optimizer states of these updates in host memory: each is fetched for its update, and stowed.
+
+        Args:
+            what: Operators, among which the updates of parameters count.
+
+        Raises:
+            PlanError: Their updates have no states.
+        """
+        updates = [operator for operator in what if operator.phase is Phase.UPDATE]
+        states = {operator.name: self._states_of(operator) for operator in updates}
+        if not any(states.values()):
+            raise PlanError(
+                f"{what.description} updates no optimizer state that could be kept in host memory",
+                where=self.speaker,
+                remedy="choose the operators of a model that is trained with an optimizer that has states, "
+                "such as AdamW()",
+            )
+        for name, found in states.items():
+            self.on_host |= found
+            if found:
+                self.notes.setdefault(name, []).append(f"its states are in host memory by {self.speaker}")
+
+    def _states_of(self, update: Operator) -> set[str]:
+        return {name for name in update.reads if self.graph.tensors[name].role is Role.STATE}
 
     def _updated(self, what: Selection) -> set[str]:
         """The parameters that operators update."""

@@ -21,6 +21,7 @@ from superscaler.runtime.flat_messages import (
     overwrite,
 )
 from superscaler.runtime.groups import Axis, Giver, Way, create_groups, partner
+from superscaler.runtime.host_memory import in_host_memory
 from superscaler.runtime.pending_sends import PendingSends
 from superscaler.runtime.started import (
     GatheredAhead,
@@ -97,6 +98,16 @@ class Runtime:
             f"stages of rank {self.rank} differ in the axis {name!r}"
         )
         return found[0]
+
+    # host memory
+
+    def to_host(self, x: Tensor) -> Tensor:
+        """A copy in host memory."""
+        return in_host_memory(x, self.device)
+
+    def to_device(self, x: Tensor) -> Tensor:
+        """A copy on this rank's device of what lies in host memory."""
+        return x.to(self.device, copy=True)
 
     @overload
     def all_reduce(self, x: Tensor, axis: Axis, op: str = "sum") -> Tensor: ...

@@ -1,7 +1,13 @@
-"""Host memory: on CPUs, freed memory stays with the process, so that the next step need not fault it in again."""
+"""Host memory: where a device's values may wait, and how a process keeps what it freed.
+
+On CPUs, freed memory stays with the process, so that the next step need not fault it in again.
+"""
 
 import ctypes
 import sys
+
+import torch
+from torch import Tensor
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of the parameters in glibc's ``malloc.h``."""
@@ -23,3 +29,9 @@ def keep_freed_memory() -> bool:
     # setting one of the two ends the automatic choice of both
     is_set = mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD), mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     return is_set == (1, 1)
+
+
+def in_host_memory(x: Tensor, device: torch.device) -> Tensor:
+    """A copy in host memory, from which `device` can fetch it at full speed: page-locked for a GPU."""
+    copy = torch.empty_like(x, device="cpu", pin_memory=device.type == "cuda")
+    return copy.copy_(x)

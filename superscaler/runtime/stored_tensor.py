@@ -31,6 +31,8 @@ class StoredTensor:
     layout: Layout
     saved_as: tuple[str, ...] = ()
     """Its names in a checkpoint: several where it is tied, none where no checkpoint holds it."""
+    host: bool = False
+    """Whether it lies in host memory."""
 
     def __post_init__(self) -> None:
         assert self.shape == tuple(map(prod, self.fine)), (self.name, self.shape, self.fine)
@@ -84,7 +86,7 @@ def read_stored_tensor(name: str, entry: Mapping[str, Any], mesh: Mesh) -> Store
     source = entry.get("source", name)
     return StoredTensor(
         name, source, Role(entry["role"]), getattr(torch, entry["dtype"]), shape, fine, layout,
-        tuple(entry.get("saved_as", (source,))),
+        tuple(entry.get("saved_as", (source,))), entry.get("host", False),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from superscaler.errors import BuildError
 from superscaler.ir.tensor import Role
 from superscaler.runtime.build import Build, UnreadTensor
+from superscaler.runtime.host_memory import in_host_memory
 from superscaler.runtime.initialise import initialise
 from superscaler.runtime.safetensors_files import Header, TensorFiles
 from superscaler.runtime.stored_tensor import StoredTensor
@@ -74,7 +75,7 @@ def load_weights(
     if given is None or not has_states:
         return Loaded(weights, _zero_states(build, rank, device), 0, _notes(build, given))
     pieces = {t.name: given.read(t.source, t.runs(rank)) for t in program.with_role(Role.STATE)}
-    found = {t.name: pieces[t.name].to(device, t.dtype) for t in program.with_role(Role.STATE)}
+    found = {t.name: _put(t, pieces[t.name], device) for t in program.with_role(Role.STATE)}
     return Loaded(weights, found, int(given.metadata.get("step", 0)), _notes(build, given))
 
 
@@ -119,7 +120,13 @@ def _read_tied(files: TensorFiles, names: Sequence[str], tensor: StoredTensor, r
 
 def _zero_states(build: Build, rank: int, device: torch.device) -> dict[str, Tensor]:
     states = build.program_of(rank).with_role(Role.STATE)
-    return {t.name: torch.zeros(t.local_shape(rank), dtype=t.dtype, device=device) for t in states}
+    return {t.name: _put(t, torch.zeros(t.local_shape(rank), dtype=t.dtype), device) for t in states}
+
+
+def _put(tensor: StoredTensor, piece: Tensor, device: torch.device) -> Tensor:
+    """A piece where the program wants it: on the device, or in host memory."""
+    piece = piece.to(tensor.dtype)
+    return in_host_memory(piece, device) if tensor.host else piece.to(device)
 
 
 def _check_all_known(build: Build, given: TensorFiles | None, own: TensorFiles | None) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from models import gpt
 from superscaler.codegen.lower import lower
+from superscaler.codegen.offload import offload
 from superscaler.codegen.overlap import overlap
 from superscaler.codegen.program import Program
 from superscaler.ir.graph import Graph
@@ -39,4 +40,4 @@ def planned(graph: Graph, how, devices: int = 0) -> Plan:
 
 def programs_of(plan: Plan) -> list[Program]:
     """Its programs, as lowered."""
-    return list(overlap(plan, lower(plan)))
+    return list(offload(plan, overlap(plan, lower(plan))))

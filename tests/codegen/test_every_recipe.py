@@ -31,6 +31,7 @@ SAYING = {
     "recompute=selective": ("gpt", "recompute=selective,micro_batches=2"),
     "recompute=layers": ("gpt", "recompute,tp=2"),
     "recompute=full": ("gpt", "recompute=full,pp=2,micro_batches=2"),
+    "offload=optimizer": ("gpt", "offload=optimizer,dp=2,zero=1"),
     "micro_batches=N": ("gpt", "micro_batches=4"),
     "virtual=N": ("gpt", "pp=2,schedule=interleaved,virtual=2,micro_batches=4"),
 }

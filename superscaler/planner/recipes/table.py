@@ -11,6 +11,7 @@ from superscaler.planner.recipes.co_sharding import co_shard_layers
 from superscaler.planner.recipes.context_parallelism import context_parallel
 from superscaler.planner.recipes.data_parallelism import data_parallel
 from superscaler.planner.recipes.expert_parallelism import expert_parallel
+from superscaler.planner.recipes.offloading import offload_optimizer
 from superscaler.planner.recipes.pipelines import pipeline
 from superscaler.planner.recipes.recomputation import recompute_attention, recompute_layers, recompute_stages
 from superscaler.planner.recipes.sharding import gradient_sharding, optimizer_sharding, parameter_sharding
@@ -30,6 +31,7 @@ class PlanOptions:
     zero: int = 0
     sp: bool = False
     recompute: str = ""
+    offload: str = ""
     co_shard: int = 1
     schedule: str = ""
     micro_batches: int = 1
@@ -125,6 +127,7 @@ RECIPES: tuple[Recipe, ...] = (
     _row("recompute=selective", recompute_attention),
     _row("recompute=layers", recompute_layers),
     _row("recompute=full", recompute_stages),
+    _row("offload=optimizer", offload_optimizer),
 )
 """All recipes, in the order in which a plan string's are applied."""
 

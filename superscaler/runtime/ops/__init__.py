@@ -43,6 +43,7 @@ from superscaler.runtime.ops.loss_scale import (
 )
 from superscaler.runtime.ops.sgd import sgd, sgd_
 from superscaler.runtime.ops.shapes import as_strided, as_strided_scatter, repeat
+from superscaler.runtime.ops.update import update_fetching
 
 __all__ = [
     "adam",
@@ -97,4 +98,5 @@ __all__ = [
     "total",
     "unscale",
     "unscaled_norm",
+    "update_fetching",
 ]

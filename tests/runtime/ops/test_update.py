@@ -192,3 +192,23 @@ def test_gradients_of_half_precision_are_scaled_by_a_number_of_single_precision(
     for first, second in zip(one, many, strict=True):
         assert first.dtype == torch.bfloat16
         torch.testing.assert_close(first, second, rtol=2e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("chunk", [1, 200, 2**26])
+@pytest.mark.parametrize("master_weights", [False, True])
+def test_states_fetched_in_pieces_are_updated_as_all_at_once(chunk, master_weights, monkeypatch):
+    monkeypatch.setattr("superscaler.runtime.ops.update._CHUNK_BYTES", chunk)
+    shapes = [(3, 4), (7,), (2, 5), (6,)]
+    dtype = torch.bfloat16 if master_weights else torch.float64
+    ps = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    states = [[torch.zeros(p.shape, dtype=torch.float32) for p in ps] for _ in range(3)]
+    states = states if master_weights else [[torch.zeros_like(p) for p in ps] for _ in range(2)]
+    whole = [[x.clone() for x in column] for column in (ps, *states)]
+    pieces = [[x.clone() for x in column] for column in (ps, *states)]
+    for step, gs in enumerate(gradients(shapes, 3, dtype), 1):
+        options = {**ADAMW, "master_weights": master_weights, "gradient_scale": torch.tensor(0.5)}
+        ops.adamw_(whole[0], gs, *whole[1:], step, **options)
+        ops.update_fetching(ops.adamw_, pieces[0], gs, *pieces[1:], step, **options)
+    for ours, wanted in zip(pieces, whole, strict=True):
+        for x, y in zip(ours, wanted, strict=True):
+            assert torch.equal(x, y)

@@ -1,0 +1,92 @@
+"""Offload: what a plan keeps in host memory is fetched where an instruction reads it, and stowed where it is stored.
+
+A pass over a program. The proof knows where every value is (`superscaler.codegen.row_proof`), so that a fetch that is
+missing is found; `fold_moves` takes away, for printing alone, the moves that one call of the runtime makes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from superscaler.codegen.program import (
+    FromHost,
+    Instruction,
+    LocalValue,
+    Part,
+    Program,
+    Store,
+    ToHost,
+    reads_of,
+    with_reads,
+)
+from superscaler.ir.graph import Phase
+from superscaler.planner.plan import Plan
+
+
+def offload(plan: Plan, programs: Iterable[Program]) -> tuple[Program, ...]:
+    """Move what the plan keeps in host memory there, and to the device for as long as it is used."""
+    return tuple(_offload(program, plan.placed.on_host) for program in programs)
+
+
+def _offload(program: Program, on_host: frozenset[str]) -> Program:
+    homes = {name for name in program.stored if program.values[name].tensor in on_host}
+    if not homes:
+        return program
+    values = dict(program.values)
+    values |= {name: replace(values[name], host=True) for name in homes}
+    bodies = {part: _with_moves(body, homes, values) for part, body in program.bodies.items()}
+    return replace(program, values=values, bodies=bodies)
+
+
+def _with_moves(
+    body: Sequence[Instruction], homes: set[str], values: dict[str, LocalValue]
+) -> tuple[Instruction, ...]:
+    """Fetch before the first reader; stow before a Store."""
+    result: list[Instruction] = []
+    fetched: dict[str, str] = {}
+    stowed: dict[str, str] = {}
+    for instruction in body:
+        if isinstance(instruction, Store) and instruction.write in homes:
+            if instruction.read not in stowed:
+                stowed[instruction.read] = _declare(values, instruction.read, "host")
+                result.append(ToHost(instruction.read, stowed[instruction.read]))
+            result.append(with_reads(instruction, stowed))
+            continue
+        for name in reads_of(instruction):
+            if name in homes and name not in fetched:
+                fetched[name] = _declare(values, name, "device")
+                result.append(FromHost(name, fetched[name]))
+        result.append(with_reads(instruction, fetched))
+    return tuple(result)
+
+
+def _declare(values: dict[str, LocalValue], name: str, place: str) -> str:
+    moved = f"{name}|{place}"
+    values[moved] = replace(values[name], name=moved, host=place == "host")
+    return moved
+
+
+def fold_moves(program: Program, in_place: Mapping[str, str]) -> Program:
+    """The program without the moves around updates that overwrite their operands, which fetch and stow themselves.
+
+    Args:
+        program: With moves.
+        in_place: Result of such an update -> the operand it overwrites.
+    """
+    body = program.bodies.get(Part(Phase.UPDATE), ())
+    fetched = {i.write: i.read for i in body if isinstance(i, FromHost) and i.write in in_place.values()}
+    stowed = {i.write: i.read for i in body if isinstance(i, ToHost) and i.read in in_place}
+    folded = tuple(
+        with_reads(instruction, fetched | stowed)
+        for instruction in body
+        if not (isinstance(instruction, FromHost | ToHost) and instruction.write in fetched | stowed)
+    )
+    return replace(program, bodies={**program.bodies, Part(Phase.UPDATE): folded}) if fetched else program
+
+
+def overwritten_in_fetched(body: Sequence[Instruction]) -> dict[str, str]:
+    """What is stored -> the fetched copy of its home: an update of a value in host memory overwrites the copy."""
+    fetched = {i.read: i.write for i in body if isinstance(i, FromHost)}
+    homes = {i.read: i.write for i in body if isinstance(i, Store)}
+    return {
+        i.read: fetched[homes[i.write]] for i in body if isinstance(i, ToHost) and homes[i.write] in fetched
+    }
