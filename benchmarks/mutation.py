@@ -54,6 +54,7 @@ PLANS: dict[str, tuple[int, Callable[[Planner], None]]] = {
     "pp=2": (2, recipe("pp=2")),
     "dp=2,zero=1": (2, recipe("dp=2,zero=1")),
     "dp=2,zero=3": (2, recipe("dp=2,zero=3")),
+    "dp=2,zero=1,offload=optimizer": (2, recipe("dp=2,zero=1,offload=optimizer")),
     "dp=2,zero=2,micro_batches=2": (2, recipe("dp=2,zero=2,micro_batches=2")),
     "dp=2,tp=2": (4, recipe("dp=2,tp=2")),
     "tp=2,sp": (2, recipe("tp=2,sp")),

@@ -111,8 +111,14 @@ class Device:
     ) -> Generator[Wait, Any, None]:
         mesh = None if isinstance(instruction, Free | Await) else self.program.mesh_of(instruction)
         here = self.coordinates(mesh, micro_batch) if mesh else {}
+        wants_host = isinstance(instruction, FromHost) or (
+            isinstance(instruction, Store) and self.program.values[instruction.write].host
+        )
 
         def read(name: str) -> Tensor:
+            if name in self.program.values and self.program.values[name].host != wants_host:
+                place = "on the device" if wants_host else "in host memory"
+                raise VerificationError(f"device {self.number} reads {name!r} {place}, in {self.position}")
             return self._read(name, phase, micro_batch)
 
         def write(name: str, value: Tensor) -> None:
