@@ -242,17 +242,13 @@ class Function:
                 self.use("rt")
                 own = f", source={self.stage.number(mesh)}" if self.stage.hosts_several else ""
                 self.add(f"rt.send({self.read(read)}, {stage}{own})", f"to stage {stage} {self.shape(read)}")
-            case Receive(step=step, write=write, stage=stage):
+            case Receive(write=write, stage=stage):
                 self.use("rt")
                 value = self.stage.value(write)
                 shape = self.sizes.shape(value.shape) + ("," if len(value.shape) == 1 else "")
                 own = f", target={self.stage.number(mesh)}" if self.stage.hosts_several else ""
                 text = f"rt.receive(({shape}), torch.{value.dtype}, {stage}{own})"
-                ends = zip(step.before.mesh.devices, step.after.mesh.devices, strict=True)
-                if all(
-                    sender != receiver for sender, receiver in ends
-                ):  # else the sender may hold it as well
-                    self._fresh.add(write)
+                self._fresh.add(write)
                 self._assign(write, text, f"from stage {stage}")
             case Exchange():
                 self._exchange(instruction)
