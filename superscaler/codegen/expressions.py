@@ -132,3 +132,15 @@ def literal(value: Any, sizes: Sizes, text: Callable[[Any], str] | None = None) 
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return f'float("{value}")'
     return repr(value)
+
+
+def without_unread(targets: list[str], text: str) -> tuple[list[str], str]:
+    """Leave out unread results at either end of a call's, for a name, be it ``_``, keeps their memory."""
+    read = [place for place, target in enumerate(targets) if target != "_"]
+    if not read:
+        return targets, text
+    first, end = read[0], read[-1] + 1
+    if end - first == 1:
+        return targets[first:end], f"{text}[{first}]"
+    start, stop = str(first) if first else "", str(end) if end < len(targets) else ""
+    return targets[first:end], f"{text}[{start}:{stop}]" if start or stop else text

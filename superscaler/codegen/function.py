@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from superscaler.codegen.expressions import METHODS, Text, call
+from superscaler.codegen.expressions import METHODS, Text, call, without_unread
 from superscaler.codegen.memory import VIEWS as MEMORY_VIEWS
 from superscaler.codegen.names import VIEWS, Scope
 from superscaler.codegen.program import (
@@ -497,8 +497,11 @@ class Function:
                 targets.append(self.targets.get(write) or self.bind(write))
                 if keep is not None:
                     later.append((keep, targets[-1]))
-        wanted = iter(targets)
-        targets = [next(wanted) if is_wanted else "_" for is_wanted in mask] or targets
+        if mask:
+            wanted = iter(targets)
+            targets = [next(wanted) if is_wanted else "_" for is_wanted in mask]
+        else:
+            targets, text = without_unread(targets, text)
         self.add(f"{', '.join(targets)} = {text}", self.shape(writes[0]))
         for keep, name in later:
             self._put(keep, name)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from superscaler.codegen.expressions import Text, call
+from superscaler.codegen.expressions import Text, call, without_unread
 from superscaler.codegen.program import Compute
 from superscaler.codegen.sizes import Sizes
 from superscaler.ir.graph import Operator, Ref
@@ -35,3 +35,18 @@ def test_the_written_call_computes_what_the_operator_does(kind, arguments, keywo
     assert text == written
     (result,) = run_operator(Operator("o", kind, ("x",), ("y",), arguments, keywords), [x])
     torch.testing.assert_close(eval(text, {"x": x, "torch": torch}), result)
+
+
+@pytest.mark.parametrize(
+    ("targets", "text"),
+    [
+        (["y", "_", "_"], "y = f(x)[0]"),
+        (["_", "mean", "rstd"], "mean, rstd = f(x)[1:]"),
+        (["y", "mean", "_"], "y, mean = f(x)[:2]"),
+        (["_", "mean", "_"], "mean = f(x)[1]"),
+        (["y", "mean"], "y, mean = f(x)"),
+    ],
+)
+def test_no_name_holds_the_memory_of_results_at_either_end_that_nobody_reads(targets, text):
+    names, call = without_unread(targets, "f(x)")
+    assert f"{', '.join(names)} = {call}" == text
