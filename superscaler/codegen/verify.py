@@ -154,7 +154,7 @@ def _check_results(plan: Plan, rows: Sequence[RowProof]) -> None:
 def _check_memory(plan: Plan, program: Program) -> None:
     if not any(isinstance(instruction, Free) for _, instruction in program.instructions()):
         program = free_values(program)
-    use, limit = peak_memory(program), plan.cluster.memory_bytes
+    use, limit = peak_memory(program), plan.cluster.memory_of(program.devices)
     if use.total > limit:
         raise VerificationError(
             f"{program.title} needs {use.total / 2**30:.2f} GiB per device, {plan.cluster.name} has "

@@ -1,73 +1,91 @@
-"""Cluster: devices, their memory and speed, and the links between them."""
+"""Cluster: nodes of devices of several kinds, and the links between them."""
 
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from superscaler.errors import PlanError
-
-GIB = 2**30
-DTYPE_CLASS = {"float64": "float64", "float32": "float32", "bfloat16": "half", "float16": "half"}
-"""Which entry of `Cluster.flops_per_second` a dtype uses; integers count as float32."""
+from superscaler.planner.device import Device
+from superscaler.planner.transport import IDEAL, Transport
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
-    """Equal devices, numbered node by node.
+class Link:
+    """A way from a device to others, in one direction.
 
     Raises:
-        PlanError: when a figure is not positive or the nodes do not come out whole.
+        PlanError: when a figure is not positive.
     """
 
-    name: str
-    num_devices: int
-    devices_per_node: int
-    memory_bytes: int
-    """Memory of one device."""
-    flops_per_second: tuple[tuple[str, float], ...]
-    """Peak arithmetic of one device per class of dtypes: ``float64``, ``float32``, ``half``."""
-    memory_bandwidth: float
-    """Bytes per second between one device and its own memory."""
-    intra_node_bandwidth: float
-    """Bytes per second that one device sends to devices of its node, in one direction."""
-    inter_node_bandwidth: float
-    """Bytes per second that one device sends to other nodes while all devices of its node do so."""
-    intra_node_latency: float
-    """Seconds before the first byte arrives."""
-    inter_node_latency: float
+    bandwidth: float
+    """Bytes per second, as a data sheet has it."""
+    latency: float
+    """Seconds until the first byte of a large message arrives."""
+    efficiency: float = 1.0
+    """Fraction of the bandwidth that large messages reach."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and value <= 0:
-                raise PlanError(
-                    f"cluster {self.name!r}: {field.name} is {value}", remedy="give a positive number"
-                )
-        if self.num_devices > self.devices_per_node and self.num_devices % self.devices_per_node:
-            raise PlanError(
-                f"cluster {self.name!r}: {self.num_devices} devices "
-                f"do not fill nodes of {self.devices_per_node}",
-                remedy="make num_devices a multiple of devices_per_node",
-            )
+            name, value = field.name, getattr(self, field.name)
+            if value <= 0:
+                raise PlanError(f"a link's {name} is {value}", remedy="give a positive number")
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """Equal nodes of equal devices.
+
+    Raises:
+        PlanError: when a number is not positive.
+    """
+
+    count: int
+    devices_per_node: int
+    device: Device
+    link: Link
+    """From one device to those of its node."""
+    network: Link
+    """From one network card to other nodes."""
+    cards: int
+    """Network cards of a node, which its devices share."""
+
+    def __post_init__(self) -> None:
+        for name in ("count", "devices_per_node", "cards"):
+            if getattr(self, name) <= 0:
+                raise PlanError(f"{name} of nodes is {getattr(self, name)}", remedy="give a positive number")
+
+    @property
+    def num_devices(self) -> int:
+        """Of all these nodes."""
+        return self.count * self.devices_per_node
+
+    def network_bandwidth(self, active: int) -> float:
+        """Bytes per second that one device gets through to other nodes while `active` devices of its node send."""
+        return self.network.bandwidth * self.network.efficiency * min(1.0, self.cards / active)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Devices, numbered node by node, in runs of equal nodes: what is stored does not grow with their number."""
+
+    name: str
+    nodes: tuple[Nodes, ...]
+    transport: Transport = IDEAL
+
+    def __post_init__(self) -> None:
+        if not self.nodes:
+            raise PlanError(f"cluster {self.name!r} has no nodes", remedy="give at least one")
 
     @staticmethod
     def local(num_devices: int) -> "Cluster":
         """One machine of `num_devices` processes; the figures are guesses for a laptop's processor."""
-        return Cluster(
-            name="local",
-            num_devices=num_devices,
-            devices_per_node=num_devices,
-            memory_bytes=8 * GIB,
-            flops_per_second=(("float64", 2.5e10), ("float32", 5e10), ("half", 5e10)),
-            memory_bandwidth=1e10,
-            intra_node_bandwidth=2e9,
-            inter_node_bandwidth=1e9,
-            intra_node_latency=5e-5,
-            inter_node_latency=1e-4,
-        )
+        from superscaler.planner.cluster_presets import local
+
+        return local(num_devices)
 
     @staticmethod
     def preset(name: str, nodes: int = 1) -> "Cluster":
@@ -76,25 +94,31 @@ class Cluster:
         Raises:
             PlanError: when there is no such preset; the message lists those there are.
         """
+        from superscaler.planner.cluster_presets import PRESETS
+
         if name not in PRESETS:
             raise PlanError(f"no cluster preset {name!r}", remedy=f"one of {', '.join(PRESETS)}")
         if nodes < 1:
             raise PlanError(f"cluster {name!r} with {nodes} nodes", remedy="ask for at least one node")
-        node = PRESETS[name]
-        return replace(node, num_devices=node.devices_per_node * nodes)
+        one = PRESETS[name]
+        return replace(one, nodes=tuple(replace(group, count=nodes) for group in one.nodes))
 
     @staticmethod
     def load(path: str | Path) -> "Cluster":
-        """Read a cluster from YAML: the fields of this class, on top of an optional ``preset`` and ``nodes``.
+        """Read a cluster from YAML (`superscaler.planner.cluster_file` says what may be in it).
 
         Raises:
             PlanError: when the file is missing, is no mapping, or a field is missing, unknown or no number.
         """
-        try:
-            document = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise PlanError(f"cannot read cluster file {path}: {error}", remedy="give a YAML file") from error
-        return _from_document(document, str(path))
+        from superscaler.planner.cluster_file import load
+
+        return load(path)
+
+    def save(self, path: str | Path) -> None:
+        """Write a YAML file that `load` reads."""
+        from superscaler.planner.cluster_file import save
+
+        save(self, path)
 
     @staticmethod
     def parse(text: str) -> "Cluster":
@@ -103,6 +127,8 @@ class Cluster:
         Raises:
             PlanError: when `text` is none of these; the message lists what there is.
         """
+        from superscaler.planner.cluster_presets import PRESETS
+
         if text.endswith((".yaml", ".yml")):
             return Cluster.load(text)
         name, _, count = text.partition(":")
@@ -112,10 +138,25 @@ class Cluster:
         number = int(count or 1)
         return Cluster.local(number) if name == "local" else Cluster.preset(name, number)
 
+    @cached_property
+    def num_devices(self) -> int:
+        """How many devices there are."""
+        return sum(group.num_devices for group in self.nodes)
+
     @property
     def devices(self) -> tuple[int, ...]:
         """The numbers of all devices."""
         return tuple(range(self.num_devices))
+
+    @property
+    def devices_per_node(self) -> int:
+        """Of the smallest node."""
+        return min(group.devices_per_node for group in self.nodes)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of the smallest device."""
+        return self.memory_of()
 
     def groups(self, count: int) -> tuple[tuple[int, ...], ...]:
         """The devices in `count` equal groups of consecutive numbers.
@@ -133,100 +174,57 @@ class Cluster:
 
     def node(self, device: int) -> int:
         """The node `device` is in."""
-        return device // self.devices_per_node
+        group, first_device, first_node = self._place(device)
+        return first_node + (device - first_device) // group.devices_per_node
+
+    def nodes_of(self, device: int) -> Nodes:
+        """The run of equal nodes `device` is in."""
+        return self._place(device)[0]
+
+    def members(self, devices: Iterable[int]) -> Counter[int]:
+        """How many of these devices are in each node."""
+        return Counter(map(self.node, devices))
 
     def same_node(self, devices: Iterable[int]) -> bool:
         """Whether all `devices` are in one node."""
         return len({self.node(device) for device in devices}) <= 1
 
-    def flops(self, dtype: str) -> float:
-        """Peak floating-point operations per second of one device in `dtype`."""
-        return dict(self.flops_per_second)[DTYPE_CLASS.get(dtype, "float32")]
+    def kinds(self, devices: Iterable[int] | None = None) -> tuple[Device, ...]:
+        """The kinds of devices among these (or all), each once."""
+        if len(self.nodes) == 1 or devices is None:
+            return tuple(dict.fromkeys(group.device for group in self.nodes))
+        return tuple(dict.fromkeys(self.nodes_of(device).device for device in devices))
 
-    def bandwidth(self, devices: Iterable[int]) -> float:
-        """Bytes per second through each member of a ring over `devices`.
+    def memory_of(self, devices: Iterable[int] | None = None) -> int:
+        """Bytes of memory of the smallest of these devices (or all)."""
+        return min(kind.memory_bytes for kind in self.kinds(devices))
 
-        A ring that crosses nodes leaves each node through the links of all its members there.
-        """
-        members: dict[int, int] = {}
-        for device in devices:
-            members[self.node(device)] = members.get(self.node(device), 0) + 1
-        if len(members) <= 1:
-            return self.intra_node_bandwidth
-        return min(self.intra_node_bandwidth, self.inter_node_bandwidth * min(members.values()))
+    def flops(self, dtype: str, devices: Iterable[int] | None = None) -> float:
+        """Peak floating-point operations per second in `dtype` of the slowest of these devices (or all)."""
+        return min(kind.flops(dtype) for kind in self.kinds(devices))
 
-    def latency(self, devices: Iterable[int]) -> float:
-        """Seconds before the first byte arrives among `devices`."""
-        return self.intra_node_latency if self.same_node(devices) else self.inter_node_latency
+    def memory_bandwidth_of(self, devices: Iterable[int] | None = None) -> float:
+        """Bytes per second between the slowest of these devices (or all) and its memory."""
+        return min(kind.memory_bandwidth for kind in self.kinds(devices))
 
-
-def _from_document(document: Any, path: str) -> Cluster:
-    known = {field.name for field in fields(Cluster)}
-    if not isinstance(document, dict):
-        raise PlanError(f"cluster file {path} is no mapping", remedy=f"give fields of {sorted(known)}")
-    values = dict(document)
-    base = {}
-    if "preset" in values:
-        preset = Cluster.preset(values.pop("preset"), values.pop("nodes", 1))
-        base = {name: getattr(preset, name) for name in known}
-    unknown, missing = sorted(set(values) - known), sorted(known - set(values) - set(base))
-    if unknown or missing:
-        fault = f"unknown fields {unknown}" if unknown else f"fields missing: {missing}"
-        raise PlanError(
-            f"cluster file {path}: {fault}", remedy=f"the fields are preset, nodes, {sorted(known)}"
+    def with_memory(self, memory_bytes: int) -> "Cluster":
+        """The same cluster, each device with so many bytes of memory."""
+        return replace(
+            self,
+            nodes=tuple(
+                replace(group, device=replace(group.device, memory_bytes=memory_bytes))
+                for group in self.nodes
+            ),
         )
-    try:
-        for name in set(values) - {"name", "flops_per_second"}:
-            # PyYAML reads 1e9 as text: it wants 1.0e+9
-            integral = name in ("num_devices", "devices_per_node", "memory_bytes")
-            values[name] = int(float(values[name])) if integral else float(values[name])
-        if "flops_per_second" in values:
-            speeds = {kind: float(speed) for kind, speed in dict(values["flops_per_second"]).items()}
-            fallback = speeds.get("float32", max(speeds.values()))
-            values["flops_per_second"] = tuple(
-                (kind, speeds.get(kind, fallback)) for kind in ("float64", "float32", "half")
-            )
-    except (TypeError, ValueError) as error:
-        raise PlanError(f"cluster file {path}: {error}", remedy="give numbers") from error
-    return Cluster(**{**base, **values})
 
+    def _place(self, device: int) -> tuple[Nodes, int, int]:
+        """The run of nodes `device` is in, and the first device and the first node of it."""
+        first_devices, first_nodes = self._firsts
+        index = bisect_right(first_devices, device) - 1
+        return self.nodes[index], first_devices[index], first_nodes[index]
 
-def _node(
-    name: str,
-    num_devices: int,
-    memory_bytes: int,
-    teraflops: tuple[float, float, float],
-    gigabytes_per_second: tuple[float, float, float],
-) -> Cluster:
-    """One node: teraflops in float64, float32, half; GB/s of memory, in the node, out of it, per device."""
-    memory, intra, inter = (1e9 * speed for speed in gigabytes_per_second)
-    float64, float32, half = (1e12 * speed for speed in teraflops)
-    return Cluster(
-        name=name,
-        num_devices=num_devices,
-        devices_per_node=num_devices,
-        memory_bytes=memory_bytes,
-        flops_per_second=(("float64", float64), ("float32", float32), ("half", half)),
-        memory_bandwidth=memory,
-        intra_node_bandwidth=intra,
-        inter_node_bandwidth=inter,
-        # what a small NCCL message takes, to the nearest few microseconds; data sheets do not say
-        intra_node_latency=5e-6,
-        inter_node_latency=1e-5,
-    )
-
-
-# Peak dense figures of NVIDIA's data sheets; NVLink's total is halved for one direction, and a node's
-# network cards are shared evenly by its devices.
-PRESETS: dict[str, Cluster] = {
-    # DGX-1 and Tesla V100 SXM2 data sheets: 32 GB HBM2 at 900 GB/s, NVLink 300 GB/s; 4 x 100 Gb/s EDR
-    "dgx-1-v100": _node("dgx-1-v100", 8, 32 * GIB, (7.8, 15.7, 125.0), (900.0, 150.0, 6.25)),
-    # DGX-2 data sheet: 16 V100 of 32 GB behind NVSwitch, 300 GB/s each; 8 x 100 Gb/s
-    "dgx-2": _node("dgx-2", 16, 32 * GIB, (7.8, 15.7, 125.0), (900.0, 150.0, 6.25)),
-    # DGX A100 and A100 80GB SXM data sheets: HBM2e at 2039 GB/s, NVLink 600 GB/s; 8 x 200 Gb/s HDR
-    "dgx-a100": _node("dgx-a100", 8, 80 * GIB, (9.7, 19.5, 312.0), (2039.0, 300.0, 25.0)),
-    # DGX H100 and H100 SXM data sheets: HBM3 at 3.35 TB/s, NVLink 900 GB/s; 8 x 400 Gb/s NDR
-    "dgx-h100": _node("dgx-h100", 8, 80 * GIB, (34.0, 67.0, 989.5), (3350.0, 450.0, 50.0)),
-    # H200 SXM data sheet: 141 GB HBM3e at 4.8 TB/s, otherwise as H100
-    "h200": _node("h200", 8, 141 * 10**9, (34.0, 67.0, 989.5), (4800.0, 450.0, 50.0)),
-}
+    @cached_property
+    def _firsts(self) -> tuple[list[int], list[int]]:
+        """Per run of nodes its first device and its first node."""
+        devices = accumulate((group.num_devices for group in self.nodes[:-1]), initial=0)
+        return list(devices), list(accumulate((group.count for group in self.nodes[:-1]), initial=0))

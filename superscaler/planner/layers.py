@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from math import prod
 
 from superscaler.ir.axes import Axes
-from superscaler.ir.graph import Graph, Operator, Phase
-from superscaler.ir.kinds import row_of
+from superscaler.ir.graph import Graph, Phase
+from superscaler.planner.operator_work import operator_work
 
 NEARLY_ALL = 0.9
 """Which part of a module's work its numbered modules do, if it is but a list of them."""
@@ -85,21 +84,3 @@ def _numbered(work: Mapping[str, float], prefix: str) -> dict[str, float]:
                 found[module] = found.get(module, 0.0) + amount
                 break
     return found
-
-
-def operator_work(axes: Axes, operator: Operator) -> float:
-    """Arithmetic of an operator, as if it took its operands in one by one, each time a product of two.
-
-    So attention is two products, of queries with keys and of the scores with values.
-    """
-    rule, letters = axes.rules[operator.name], axes.letters[operator.name]
-    first, *others = [set(term.letters) for term in rule.reads] or [set()]
-    written = {letter for term in rule.writes for letter in term.letters}
-    held, steps = first, []
-    for number, other in enumerate(others):
-        steps.append(held | other)
-        held = steps[-1] & written.union(*others[number + 1 :])
-    points = sum(
-        prod(axis.size for letter in step for axis in letters[letter]) for step in steps or [held | written]
-    )
-    return row_of(operator).flops_per_point * points

@@ -1,4 +1,4 @@
-"""Seconds that one communication step takes: latency plus bytes over bandwidth; pure arithmetic."""
+"""Seconds that one communication step takes: a collective along a mesh axis, messages in pairs, or an exchange."""
 
 from bisect import bisect_left, bisect_right
 from functools import cache
@@ -8,7 +8,10 @@ from math import prod
 from superscaler.ir.layout import Layout
 from superscaler.ir.mesh import TIME, Mesh
 from superscaler.planner.cluster import Cluster
+from superscaler.planner.collective_cost import collective_seconds
+from superscaler.planner.device_group import DeviceGroup, concurrent_groups
 from superscaler.planner.steps import Step, StepKind, space_partial, uses_time
+from superscaler.planner.transport import Collective
 
 LOCAL_SECONDS = 1e-9
 """Charged for every step, so that of two equally fast chains the shorter wins."""
@@ -40,42 +43,41 @@ def local_elements(layout: Layout) -> int:
 
 
 def seconds_per_run(step: Step, bytes_per_element: int, cluster: Cluster) -> float:
-    """How long one run of a step that is not local takes, in seconds."""
+    """How long one run of a step that is not local takes, in seconds: that of the slowest of its groups."""
     if step.kind is StepKind.EXCHANGE:
         return _exchange_seconds(step.before, step.after, bytes_per_element, cluster)
-    num_bytes = bytes_per_element * local_elements(step.before)
+    larger = step.after if step.kind is StepKind.ALL_GATHER else step.before
+    num_bytes = bytes_per_element * local_elements(larger)
     if step.kind is StepKind.SEND:
-        latency, bandwidth = _pairs(step.before.mesh, step.after.mesh, cluster)
-        return latency + num_bytes / bandwidth
-    count = step.before.mesh.size(step.axis)
-    latency, bandwidth = _ring(step.before.mesh, step.axis, cluster)
-    # the ring formulas: every member passes on (n - 1) / n of the larger side, an all-reduce does so twice
-    if step.kind is StepKind.ALL_GATHER:
-        num_bytes = bytes_per_element * local_elements(step.after)
-    rounds = 2 if step.kind is StepKind.ALL_REDUCE else 1
-    return latency + rounds * num_bytes * (count - 1) / count / bandwidth
+        groups = _pairs(step.before.mesh, step.after.mesh, cluster)
+    else:
+        groups = groups_along(step.before.mesh, step.axis, cluster)
+    collective = Collective(step.kind.value)
+    return max(
+        (collective_seconds(collective, num_bytes, group, cluster.transport) for group in groups), default=0.0
+    )
 
 
 @cache
-def _ring(mesh: Mesh, axis: str, cluster: Cluster) -> tuple[float, float]:
-    """Latency and bandwidth of the slowest group along `axis`."""
+def groups_along(mesh: Mesh, axis: str, cluster: Cluster) -> tuple[DeviceGroup, ...]:
+    """The kinds of groups along a mesh axis, all of which communicate at the same time."""
     size = mesh.size(axis)
     stride = prod(other for _, other in mesh.axes[mesh.names.index(axis) + 1 :])
-    groups = [
-        mesh.devices[first : first + stride * size : stride]
-        for first in range(len(mesh.devices))
-        if first // stride % size == 0
-    ]
-    return max(map(cluster.latency, groups)), min(map(cluster.bandwidth, groups))
+    return concurrent_groups(
+        (
+            mesh.devices[first : first + stride * size : stride]
+            for first in range(len(mesh.devices))
+            if first // stride % size == 0
+        ),
+        cluster,
+    )
 
 
 @cache
-def _pairs(source: Mesh, target: Mesh, cluster: Cluster) -> tuple[float, float]:
-    """Latency and bandwidth of the slowest pair of devices with equal places; a device hands to itself for free."""
-    pairs = [pair for pair in zip(source.devices, target.devices, strict=True) if pair[0] != pair[1]]
-    if not pairs:
-        return 0.0, float("inf")
-    return max(map(cluster.latency, pairs)), min(map(cluster.bandwidth, pairs))
+def _pairs(source: Mesh, target: Mesh, cluster: Cluster) -> tuple[DeviceGroup, ...]:
+    """The kinds of pairs of devices with equal places; a device hands to itself for free."""
+    pairs = zip(source.devices, target.devices, strict=True)
+    return concurrent_groups((pair for pair in pairs if pair[0] != pair[1]), cluster)
 
 
 def _exchange_seconds(source: Layout, target: Layout, bytes_per_element: int, cluster: Cluster) -> float:
@@ -103,10 +105,16 @@ def _exchange_seconds(source: Layout, target: Layout, bytes_per_element: int, cl
         messages.append(count)
         received.append(elements)
     slowest = max(max(received), sum(received) / len(sampled) * len(devices) / len(sources))
-    both = source.mesh.devices + target.mesh.devices
-    bandwidth = cluster.intra_node_bandwidth if cluster.same_node(both) else cluster.inter_node_bandwidth
-    seconds = cluster.latency(both) * (1 + max(messages)) + slowest * bytes_per_element / bandwidth
-    return EXCHANGE_PENALTY * seconds
+    group = _both(source.mesh, target.mesh, cluster)
+    one = collective_seconds(Collective.SEND, 0, group, cluster.transport)
+    whole = collective_seconds(Collective.SEND, slowest * bytes_per_element, group, cluster.transport)
+    return EXCHANGE_PENALTY * (whole + one * max(messages))
+
+
+@cache
+def _both(source: Mesh, target: Mesh, cluster: Cluster) -> DeviceGroup:
+    """All devices of two meshes."""
+    return concurrent_groups([tuple(dict.fromkeys(source.devices + target.devices))], cluster)[0]
 
 
 def _box(layout: Layout, device: int) -> list[tuple[int, int]]:

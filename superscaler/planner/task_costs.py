@@ -1,28 +1,23 @@
-"""Costs of a plan's tasks: seconds by the cluster's speeds, bytes by what lives on from one task to the next.
+"""Costs of a plan's tasks: seconds by the cluster's prices, bytes by what lives on from one task to the next.
 
-An operator takes as long as its arithmetic at the device's peak, or as reading and writing its tensors, whichever
-is longer; collectives take their time within a task, messages between stages the time between two tasks.
+Operators and collectives take their time within a task, messages between stages the time between two tasks.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 
-from superscaler.ir.graph import Operator, Phase
+from superscaler.ir.graph import Phase
 from superscaler.ir.kinds import VIEWS
 from superscaler.ir.tensor import DTYPE_BYTES
 from superscaler.planner.cluster import Cluster
-from superscaler.planner.layers import operator_work
 from superscaler.planner.materialize import Event, Keep, MaterializedGraph, Run, Store, Transfer
 from superscaler.planner.pipeline import Costs
-from superscaler.planner.step_cost import local_elements, seconds_per_run
+from superscaler.planner.prices import Prices
+from superscaler.planner.step_cost import local_elements
 from superscaler.planner.steps import uses_time
 
-BACKWARD_WORK = {"attention_backward": 2.5}
-"""Kinds whose rule does not tell their arithmetic -> how much more it is than that of the call they belong to: five
-matrix products for two."""
 TASK_PHASES = (Phase.FORWARD, Phase.BACKWARD, Phase.WEIGHT)
 
 
@@ -34,7 +29,7 @@ def task_costs(materialized: MaterializedGraph, cluster: Cluster) -> Costs:
     limits = tuple(
         max(
             0,
-            cluster.memory_bytes
+            cluster.memory_of(row.devices)
             - _lasting(materialized, row.devices[0])
             - max(temporary[stage] for stage in row.stages),
         )
@@ -79,40 +74,17 @@ class _Times:
         return seconds, latency
 
     def _seconds(self, event: Event) -> float:
-        graph = self.materialized.graph
+        values = self.materialized.values
         if isinstance(event, Transfer):
-            width = DTYPE_BYTES[graph.tensors[self.materialized.values[event.read].tensor].dtype]
-            return 0.0 if event.step.is_local else seconds_per_run(event.step, width, self.cluster)
+            return self._prices.step(event.step, values[event.read].tensor)
         if isinstance(event, Run):
-            return self._operator(event)
-        moved = _bytes(self.materialized, event.read) * (3 if isinstance(event, Keep) and event.add else 1)
-        return moved / self.cluster.memory_bandwidth
-
-    def _operator(self, event: Run) -> float:
-        graph, placed = self.materialized.graph, self.materialized.placed
-        operator, placement = graph.by_name[event.operator], placed.placements[event.operator]
-        if operator.kind in VIEWS or operator.kind == "reshape":
-            return 0.0
-        pieces = prod(placement.mesh.size(axis) for axis in placement.used)
-        speed = self.cluster.flops(graph.tensors[operator.writes[0]].dtype)
-        moved = sum(_bytes(self.materialized, name) for name in (*event.reads, *event.writes) if name)
-        return max(self._work(operator) / pieces / speed, moved / self.cluster.memory_bandwidth)
-
-    def _work(self, operator: Operator) -> float:
-        """Arithmetic of a whole operator."""
-        axes = self.materialized.placed.axes
-        if operator.kind not in BACKWARD_WORK:
-            return operator_work(axes, operator)
-        return BACKWARD_WORK[operator.kind] * operator_work(axes, self._forward[operator.origin])
+            return self._prices.operator(event.operator)
+        value = values[event.read]
+        return self._prices.copy(value.tensor, value.layout, is_added=isinstance(event, Keep) and event.add)
 
     @cached_property
-    def _forward(self) -> dict[int, Operator]:
-        """By the user's call, the operator that does it."""
-        return {
-            operator.origin: operator
-            for operator in self.materialized.graph.operators
-            if operator.kind + "_backward" in BACKWARD_WORK
-        }
+    def _prices(self) -> Prices:
+        return Prices(self.materialized.placed, self.cluster)
 
 
 @dataclass(frozen=True)

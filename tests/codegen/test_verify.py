@@ -228,7 +228,7 @@ def test_other_schedules_are_fine():
 
 def test_too_little_memory_names_the_stage_and_what_fills_it():
     plan = planned(tiny_gpt()[2], "pp=2")
-    small = replace(plan, cluster=replace(Cluster.local(2), memory_bytes=100_000))
+    small = replace(plan, cluster=Cluster.local(2).with_memory(100_000))
     with pytest.raises(VerificationError, match=r"(?s)stage 0 needs .* GiB too much.*activations.*remedy"):
         verify_programs(small, programs_of(plan))
 

@@ -2,34 +2,38 @@ import pytest
 
 from superscaler.ir.layout import Layout
 from superscaler.ir.mesh import TIME, Mesh
-from superscaler.planner.cluster import Cluster
+from superscaler.planner.cluster import Cluster, Link, Nodes
+from superscaler.planner.device import Device
 from superscaler.planner.step_cost import local_elements, step_seconds
 from superscaler.planner.steps import Step, StepKind, apply
 
-CLUSTER = Cluster.preset("dgx-a100", 2)
+TEXTBOOK = Cluster(
+    "textbook", (Nodes(2, 8, Device("", 2**30, (), 1.0), Link(300e9, 5e-6), Link(25e9, 1e-5), 8),)
+)
+"""Links that reach their bandwidth, and nothing to pay but latency."""
 MEGA = 2**20
 
 
 def seconds(kind, before, axis="", dim=-1, target=None):
     after = apply(kind, before, axis, dim, target=target)
     assert after is not None
-    return step_seconds(Step(kind, before, after, axis, dim), 4, CLUSTER)
+    return step_seconds(Step(kind, before, after, axis, dim), 4, TEXTBOOK)
 
 
 def test_collectives_cost_what_a_ring_moves():
     mesh = Mesh((0, 1, 2, 3), (("tp", 4),))
     partial, cut = Layout(mesh, (MEGA,), ((),), ("tp",)), Layout(mesh, (MEGA,), (("tp",),))
     moved = 4 * MEGA * 3 / 4 / 300e9
-    assert seconds(StepKind.REDUCE_SCATTER, partial, "tp", 0) == pytest.approx(5e-6 + moved, rel=1e-3)
-    assert seconds(StepKind.ALL_GATHER, cut, "tp", 0) == pytest.approx(5e-6 + moved, rel=1e-3)
-    assert seconds(StepKind.ALL_REDUCE, partial, "tp") == pytest.approx(5e-6 + 2 * moved, rel=1e-3)
+    assert seconds(StepKind.REDUCE_SCATTER, partial, "tp", 0) == pytest.approx(3 * 5e-6 + moved, rel=1e-3)
+    assert seconds(StepKind.ALL_GATHER, cut, "tp", 0) == pytest.approx(3 * 5e-6 + moved, rel=1e-3)
+    assert seconds(StepKind.ALL_REDUCE, partial, "tp") == pytest.approx(6 * 5e-6 + 2 * moved, rel=1e-3)
 
 
 def test_a_group_across_nodes_is_bound_by_the_network():
     mesh = Mesh(tuple(range(16)), (("dp", 2), ("tp", 8)))
-    partial = Layout(mesh, (MEGA,), ((),), ("dp", "tp"))
+    partial = Layout(mesh, (16 * MEGA,), ((),), ("dp", "tp"))
     across = seconds(StepKind.ALL_REDUCE, partial, "dp")
-    assert across == pytest.approx(1e-5 + 2 * 4 * MEGA / 2 / 25e9, rel=1e-3)
+    assert across == pytest.approx(2 * 1e-5 + 2 * 4 * 16 * MEGA / 2 / 25e9, rel=1e-3)
     assert seconds(StepKind.ALL_REDUCE, partial, "tp") < across
 
 

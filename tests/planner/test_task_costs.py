@@ -8,7 +8,8 @@ from superscaler.ir.graph import Phase
 from superscaler.ir.optimizers import SGD
 from superscaler.ir.tensor import Role
 from superscaler.ir.trace import trace
-from superscaler.planner.cluster import Cluster
+from superscaler.planner.cluster import Cluster, Link, Nodes
+from superscaler.planner.device import Device
 from superscaler.planner.plan import make_plan
 from superscaler.planner.recipes import parse_plan, recipe
 from superscaler.planner.schedules import solved
@@ -21,7 +22,8 @@ from tests.codegen.plans import planned, programs_of, tiny_gpt
 def cluster(devices, flops, latency):
     """Devices whose memory and links move bytes in no time."""
     speeds = tuple((kind, flops) for kind in ("float64", "float32", "half"))
-    return Cluster("made up", devices, devices, 2**40, speeds, 1e30, 1e30, 1e30, latency, latency)
+    link = Link(1e30, latency)
+    return Cluster("made up", (Nodes(1, devices, Device("", 2**40, speeds, 1e30), link, link, devices),))
 
 
 @pytest.mark.parametrize(
@@ -44,13 +46,14 @@ def test_memory_is_that_of_the_exact_account(how):
 
 
 def test_a_backward_takes_about_two_forwards_and_weights_about_one():
-    plan = planned(tiny_gpt()[2], "pp=2,micro_batches=2,schedule=zb-h1")
-    costs = task_costs(plan.materialized, plan.cluster)
+    how, at_peak = "pp=2,micro_batches=2,schedule=zb-h1", cluster(2, flops=1.0, latency=1e-9)
+    plan = make_plan(tiny_gpt()[2], at_peak, recipe(how), how)
+    costs = task_costs(plan.materialized, at_peak)
     for forward, backward, weight in zip(costs.forward, costs.backward, costs.weight, strict=True):
         assert 0.3 * forward < weight < 1.5 * forward
         assert forward < backward < 3 * forward
     whole = planned(tiny_gpt()[2], "pp=2,micro_batches=2")
-    together = task_costs(whole.materialized, whole.cluster)
+    together = task_costs(whole.materialized, at_peak)
     for number in range(2):
         assert together.weight[number] == 0
         assert together.backward[number] == pytest.approx(costs.backward[number] + costs.weight[number])

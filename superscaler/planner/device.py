@@ -1,0 +1,39 @@
+"""Device: the memory and speed of one kind of hardware that runs a program."""
+
+from dataclasses import dataclass, fields
+
+from superscaler.errors import PlanError
+from superscaler.planner.efficiency import PEAK, Efficiency
+
+GIB = 2**30
+DTYPE_CLASS = {"float64": "float64", "float32": "float32", "bfloat16": "half", "float16": "half"}
+"""Which entry of `Device.flops_per_second` a dtype uses; integers count as float32."""
+FLOPS_CLASSES = ("float64", "float32", "half")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One kind of device; figures are those of a data sheet, `efficiency` says what is reached of them.
+
+    Raises:
+        PlanError: when a figure is not positive.
+    """
+
+    name: str
+    memory_bytes: int
+    flops_per_second: tuple[tuple[str, float], ...]
+    """Peak arithmetic per class of dtypes: ``float64``, ``float32``, ``half``."""
+    memory_bandwidth: float
+    """Bytes per second between the device and its own memory."""
+    efficiency: Efficiency = PEAK
+
+    def __post_init__(self) -> None:
+        figures = {field.name: getattr(self, field.name) for field in fields(self)}
+        figures.update((f"flops_per_second[{name}]", speed) for name, speed in self.flops_per_second)
+        for name, value in figures.items():
+            if isinstance(value, (int, float)) and value <= 0:
+                raise PlanError(f"device {self.name!r}: {name} is {value}", remedy="give a positive number")
+
+    def flops(self, dtype: str) -> float:
+        """Peak floating-point operations per second in `dtype`."""
+        return dict(self.flops_per_second)[DTYPE_CLASS.get(dtype, "float32")]

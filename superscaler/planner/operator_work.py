@@ -1,0 +1,181 @@
+"""The work of operators: arithmetic by their rules, and the bytes that one device reads and writes."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from superscaler.ir.axes import Axes
+from superscaler.ir.graph import Operator, Phase
+from superscaler.ir.kinds import VIEWS, row_of
+from superscaler.ir.layout import Layout
+from superscaler.ir.mesh import Mesh
+from superscaler.ir.tensor import DTYPE_BYTES
+from superscaler.planner.efficiency import OperatorClass
+from superscaler.planner.operator_class import class_of
+from superscaler.planner.placement import PlacedGraph
+from superscaler.planner.step_cost import local_elements
+
+BACKWARD_WORK = {"attention_backward": 2.5}
+"""Kinds whose rule does not tell their arithmetic -> how much more it is than that of the call they belong to: five
+matrix products for two."""
+
+
+def operator_work(axes: Axes, operator: Operator) -> float:
+    """Arithmetic of an operator, as if it took its operands in one by one, each time a product of two.
+
+    So attention is two products, of queries with keys and of the scores with values.
+    """
+    rule, letters = axes.rules[operator.name], axes.letters[operator.name]
+    first, *others = [set(term.letters) for term in rule.reads] or [set()]
+    written = {letter for term in rule.writes for letter in term.letters}
+    held, steps = first, []
+    for number, other in enumerate(others):
+        steps.append(held | other)
+        held = steps[-1] & written.union(*others[number + 1 :])
+    points = sum(
+        prod(axis.size for letter in step for axis in letters[letter]) for step in steps or [held | written]
+    )
+    return row_of(operator).flops_per_point * points
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one device does of an operator, in one micro-batch where time is cut."""
+
+    operator_class: OperatorClass
+    flops: float
+    num_bytes: float
+    """Read from memory and written to it."""
+    dtype: str
+    """Of the result."""
+
+
+NO_WORK = Work(OperatorClass.POINTWISE, 0.0, 0.0, "float32")
+
+
+@dataclass(frozen=True)
+class PlacedWork:
+    """The work of the operators of a placed graph, by their names."""
+
+    placed: PlacedGraph
+    is_fused: bool = False
+    """Whether neighbours that work point by point are one kernel, as `torch.compile` makes them: what they hand on
+    stays in registers."""
+
+    def of(self, name: str) -> Work:
+        """What one device does of an operator; the largest piece counts."""
+        if name not in self._work:
+            self._work[name] = self._find(self.placed.graph.by_name[name])
+        return self._work[name]
+
+    def is_started(self, name: str) -> bool:
+        """Whether an operator begins a kernel, and is not a part of that of what it reads."""
+        return not any(self._is_handed_on(name, read) for read in self.placed.graph.by_name[name].reads)
+
+    @cached_property
+    def _work(self) -> dict[str, Work]:
+        return {}
+
+    def _find(self, operator: Operator) -> Work:
+        if is_view(operator):
+            return NO_WORK
+        placed, graph = self.placed, self.placed.graph
+        placement = placed.placements[operator.name]
+        pieces = prod(placement.mesh.size(axis) for axis in placement.used)
+        flops = self._arithmetic(operator) * _causal_share(placed, operator) / pieces
+        operator_class = class_of(operator)
+        written = [
+            self._bytes(name, layout)
+            for name, layout in zip(operator.writes, placed.writes(operator), strict=True)
+        ]
+        read = [
+            0.0 if layout is None else self._bytes(name, layout)
+            for name, layout in zip(operator.reads, placed.reads(operator), strict=True)
+        ]
+        if operator_class is OperatorClass.GATHER:
+            # of a table, what is picked
+            read = [min(one, sum(written)) for one in read]
+        moved = sum(
+            size
+            for name, size in (
+                *zip(operator.reads, read, strict=True),
+                *zip(operator.writes, written, strict=True),
+            )
+            if not self._is_handed_on(operator.name, name)
+        )
+        return Work(operator_class, flops, moved, graph.tensors[operator.writes[0]].dtype)
+
+    def _bytes(self, tensor: str, layout: Layout) -> float:
+        return local_elements(layout) * DTYPE_BYTES[self.placed.graph.tensors[tensor].dtype]
+
+    def _arithmetic(self, operator: Operator) -> float:
+        """Of a whole operator."""
+        if operator.kind not in BACKWARD_WORK:
+            return operator_work(self.placed.axes, operator)
+        return BACKWARD_WORK[operator.kind] * operator_work(self.placed.axes, self._forward[operator.origin])
+
+    @cached_property
+    def _forward(self) -> dict[int, Operator]:
+        """By the user's call, the operator that does it."""
+        return {
+            operator.origin: operator
+            for operator in self.placed.graph.operators
+            if operator.kind + "_backward" in BACKWARD_WORK
+        }
+
+    def _is_handed_on(self, operator: str, tensor: str) -> bool:
+        """Whether a tensor goes from one operator to others of the same kernel, and nowhere else."""
+        if not self.is_fused or operator not in self._kernels:
+            return False
+        source = self._source(tensor)
+        if source not in self.placed.graph.writer:
+            return False
+        kernel = self._kernels.get(self.placed.graph.writer[source].name)
+        return kernel is not None and self._users(source) == {kernel}
+
+    def _source(self, tensor: str) -> str:
+        """The tensor whose memory this one shares."""
+        writer = self.placed.graph.writer.get(tensor)
+        return self._source(writer.reads[0]) if writer and is_view(writer) else tensor
+
+    def _users(self, tensor: str) -> set[tuple[Mesh, Phase] | None]:
+        """The kernels that read a tensor or a view of it; None for what is no part of one."""
+        users: set[tuple[Mesh, Phase] | None] = {None} if tensor in self._kept else set()
+        for reader in self.placed.graph.readers[tensor]:
+            users |= self._users(reader.writes[0]) if is_view(reader) else {self._kernels.get(reader.name)}
+        return users
+
+    @cached_property
+    def _kept(self) -> frozenset[str]:
+        """Tensors that outlive the operators that read them."""
+        graph = self.placed.graph
+        return frozenset((*graph.outputs, *graph.updates.values(), *graph.gradients.values()))
+
+    @cached_property
+    def _kernels(self) -> dict[str, tuple[Mesh, Phase]]:
+        """Operators that may be parts of one kernel -> where and when it runs."""
+        return {
+            operator.name: (self.placed.placements[operator.name].mesh, self.placed.phases[operator.name])
+            for operator in self.placed.graph.operators
+            if not is_view(operator)
+            and class_of(operator) in (OperatorClass.POINTWISE, OperatorClass.REDUCTION)
+        }
+
+
+def is_view(operator: Operator) -> bool:
+    """Whether nothing moves: its result shares the memory of what it reads."""
+    return operator.kind in VIEWS or operator.kind == "reshape"
+
+
+def _causal_share(placed: PlacedGraph, operator: Operator) -> float:
+    """Which part of its scores an attention computes: causal, half of them; of the last of n pieces of queries more."""
+    if class_of(operator) is not OperatorClass.ATTENTION or not operator.keyword("causal"):
+        return 1.0
+    placement = placed.placements[operator.name]
+    pieces = prod(
+        placement.mesh.size(axis)
+        for (letter, _), axes in placement.cuts
+        if letter == "query"
+        for axis in axes
+    )
+    return 1 - 1 / (2 * pieces)

@@ -1,0 +1,71 @@
+"""Prices: seconds of everything a placed graph does on a cluster: operators, communication steps, and copies.
+
+Devices of several kinds that share an operator take as long as the slowest of them.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from superscaler.ir.layout import Layout
+from superscaler.ir.tensor import DTYPE_BYTES
+from superscaler.planner.cluster import Cluster
+from superscaler.planner.device import Device
+from superscaler.planner.efficiency import OperatorClass
+from superscaler.planner.operator_cost import operator_seconds
+from superscaler.planner.operator_work import PlacedWork, Work, is_view
+from superscaler.planner.placement import PlacedGraph
+from superscaler.planner.step_cost import local_elements, seconds_per_run
+from superscaler.planner.steps import Step
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What operators and steps of one placed graph take on a cluster, in seconds."""
+
+    placed: PlacedGraph
+    cluster: Cluster
+    is_fused: bool = False
+    """Whether neighbours that work point by point are one kernel, as `torch.compile` makes them."""
+
+    def operator(self, name: str) -> float:
+        """One run of an operator, by its name in the graph: a `Run` of a plan, a `Compute` of a program."""
+        if name not in self._operators:
+            devices = self.placed.placements[name].mesh.devices
+            self._operators[name] = max(
+                self._on_device(name, device) for device in self.cluster.kinds(devices)
+            )
+        return self._operators[name]
+
+    def step(self, step: Step, tensor: str) -> float:
+        """One run of a communication step on a tensor; local ones are free."""
+        if step.is_local:
+            return 0.0
+        return seconds_per_run(step, DTYPE_BYTES[self.placed.graph.tensors[tensor].dtype], self.cluster)
+
+    def copy(self, tensor: str, layout: Layout, *, is_added: bool = False) -> float:
+        """Copying the piece of a tensor that one device holds, or adding it to another."""
+        num_bytes = local_elements(layout) * DTYPE_BYTES[self.placed.graph.tensors[tensor].dtype]
+        moved = (3 if is_added else 2) * num_bytes
+        devices = self.cluster.kinds(layout.mesh.devices)
+        return max(
+            operator_seconds(OperatorClass.POINTWISE, 0.0, moved, "float32", device) for device in devices
+        )
+
+    def work(self, name: str) -> Work:
+        """What one device does of an operator."""
+        return self._work.of(name)
+
+    @cached_property
+    def _operators(self) -> dict[str, float]:
+        return {}
+
+    @cached_property
+    def _work(self) -> PlacedWork:
+        return PlacedWork(self.placed, self.is_fused)
+
+    def _on_device(self, name: str, device: Device) -> float:
+        if is_view(self.placed.graph.by_name[name]):
+            return 0.0
+        work = self._work.of(name)
+        seconds = operator_seconds(work.operator_class, work.flops, work.num_bytes, work.dtype, device)
+        return seconds if self._work.is_started(name) else seconds - device.efficiency.launch_seconds
