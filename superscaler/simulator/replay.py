@@ -1,0 +1,164 @@
+"""Replay: discrete events over the computing and the communicating stream of every row's devices.
+
+The devices of a row run one program alike, so each row is replayed once, however many devices it has. A message
+leaves when its sender reaches it, one after another on the sender's link, and a receiver waits for it. A collective
+that a program waits for begins when all rows that take part are there, and after those that were started before it.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from superscaler.codegen.program import Part
+from superscaler.ir.graph import Phase
+from superscaler.planner.schedule import Task
+from superscaler.simulator.actions import Action, Give, Meet, Start, Take, TakeGroup, Wait, Work
+
+
+class Stream(StrEnum):
+    """What a device does side by side."""
+
+    COMPUTE = "compute"
+    COMMUNICATION = "communication"
+    LINK = "messages"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Something that occupies a stream of a row's devices, in seconds from the start of the step."""
+
+    row: int
+    stream: Stream
+    task: Task
+    name: str
+    """Empty for computing."""
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class RowActions:
+    """What one row does in a step."""
+
+    tasks: tuple[Task, ...]
+    """In order, with P first and U last."""
+    actions: Mapping[Part, Sequence[Action]]
+
+
+@dataclass
+class _Row:
+    clock: float = 0.0
+    """Of the computing stream."""
+    communicates_until: float = 0.0
+    sends_until: float = 0.0
+    started: deque[float] = field(default_factory=deque)
+    """When collectives under way end, oldest first."""
+    gathered: dict[int, float] = field(default_factory=dict)
+    """When groups of gathers are there."""
+    spans: list[Span] = field(default_factory=list)
+
+
+def replay(rows: Sequence[RowActions]) -> tuple[tuple[Span, ...], ...]:
+    """When everything happens; the spans of each row, in the order in which they begin.
+
+    The rows come to their end: plans whose rows wait for each other are refused when they are made.
+    """
+    return _Replay(rows).run()
+
+
+_Channel = tuple[str, int, int]
+"""Name, sending row and receiving row."""
+
+
+class _Replay:
+    def __init__(self, given: Sequence[RowActions]) -> None:
+        self.given = given
+        self.rows = [_Row() for _ in given]
+        self.channels: dict[_Channel, deque[float]] = {}
+        """When what was sent arrives."""
+
+    def run(self) -> tuple[tuple[Span, ...], ...]:
+        """Let every row go on until it lacks a message, until all are done."""
+        running = {number: self._row(number) for number in range(len(self.rows))}
+        waiting: dict[_Channel, int] = {}
+        ready = deque(running)
+        while ready:
+            number = ready.popleft()
+            lacking = next(running[number], None)
+            if lacking is None:
+                del running[number]
+            else:
+                waiting[lacking] = number
+            for channel in [channel for channel in waiting if self.channels.get(channel)]:
+                ready.append(waiting.pop(channel))
+        assert not running, f"rows {sorted(running)} wait for ever"
+        return tuple(tuple(sorted(row.spans, key=lambda span: span.start)) for row in self.rows)
+
+    def _row(self, number: int) -> Iterator[_Channel]:
+        """Run a row; yields a channel whenever it lacks a message of it."""
+        row, given = self.rows[number], self.given[number]
+        for task in given.tasks:
+            row.gathered.clear()
+            for action in given.actions.get(Part(task.phase, task.stage), ()):
+                match action:
+                    case Work(seconds):
+                        self._compute(number, task, seconds)
+                    case Give(channel, others, seconds):
+                        self._give(number, task, channel, others, seconds)
+                    case Take(channel, others):
+                        for other in others:
+                            row.clock = max(row.clock, (yield from self._arrival(channel, other, number)))
+                    case Meet(name, seconds, others):
+                        for other in others:
+                            self.channels.setdefault((name, number, other), deque()).append(row.clock)
+                        for other in others:
+                            row.clock = max(row.clock, (yield from self._arrival(name, other, number)))
+                        row.clock = self._communicate(number, task, name, seconds)
+                    case Start(name, seconds):
+                        row.started.append(self._communicate(number, task, name, seconds))
+                    case Wait(leaving):
+                        while len(row.started) > leaving:
+                            row.clock = max(row.clock, row.started.popleft())
+                    case TakeGroup(group, next_seconds):
+                        row.clock = max(row.clock, row.gathered.pop(group, 0.0))
+                        row.gathered[group + 1] = self._communicate(number, task, "gather ahead", next_seconds)
+
+    def _arrival(self, channel: str, sender: int, receiver: int) -> Iterator[_Channel]:
+        key = channel, sender, receiver
+        if not self.channels.get(key):
+            yield key
+        return self.channels[key].popleft()
+
+    def _compute(self, number: int, task: Task, seconds: float) -> None:
+        row = self.rows[number]
+        last = row.spans[-1] if row.spans else None
+        start, row.clock = row.clock, row.clock + seconds
+        if last and (last.stream, last.task, last.end) == (Stream.COMPUTE, task, start):
+            row.spans.pop()
+            start = last.start
+        row.spans.append(Span(number, Stream.COMPUTE, task, "", start, row.clock))
+
+    def _communicate(self, number: int, task: Task, name: str, seconds: float) -> float:
+        """Occupy the communicating stream from now on, or from when it is free; returns when it ends."""
+        row = self.rows[number]
+        start = max(row.clock, row.communicates_until)
+        row.communicates_until = start + seconds
+        if seconds:
+            row.spans.append(Span(number, Stream.COMMUNICATION, task, name, start, start + seconds))
+        return start + seconds
+
+    def _give(self, number: int, task: Task, channel: str, others: Sequence[int], seconds: float) -> None:
+        row = self.rows[number]
+        start = max(row.clock, row.sends_until)
+        arrives = start + seconds if set(others) != {number} else row.clock
+        row.sends_until = max(row.sends_until, arrives)
+        if arrives > start:
+            row.spans.append(Span(number, Stream.LINK, task, channel, start, arrives))
+        for other in others:
+            self.channels.setdefault((channel, number, other), deque()).append(arrives)
+
+
+def whole_step(tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """The tasks of a row with what runs before the first and after the last."""
+    return (Task(-1, Phase.PREPARE, 0), *tasks, Task(-1, Phase.UPDATE, 0))

@@ -1,0 +1,135 @@
+"""Simulation: what a step of a plan takes on its cluster: time, waiting, arithmetic reached, memory."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from superscaler.codegen.memory import MemoryUse, peak_memory
+from superscaler.codegen.program import Program
+from superscaler.ir.mesh import format_devices
+from superscaler.planner.plan import Plan
+from superscaler.planner.prices import Prices
+from superscaler.simulator.actions import find_actions
+from superscaler.simulator.instruction_seconds import price_instructions
+from superscaler.simulator.replay import RowActions, Span, Stream, replay, whole_step
+
+
+@dataclass(frozen=True, slots=True)
+class RowTime:
+    """Where the step's time goes on each device of a row, in seconds; the parts add up to the step."""
+
+    title: str
+    devices: tuple[int, ...]
+    computing: float
+    exposed: float
+    """Communicating while it does not compute."""
+    waiting: float
+    """Neither: for other rows, or at the ends of the step."""
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """One step of a plan, replayed."""
+
+    spans: tuple[tuple[Span, ...], ...]
+    """Per row what occupies its streams."""
+    titles: tuple[str, ...]
+    devices: tuple[tuple[int, ...], ...]
+    model_flops: float
+    """Arithmetic of the model's products in a step, without what is computed again."""
+    peak_flops: float
+    """Per second, of all devices together."""
+    memory: tuple[MemoryUse, ...]
+    memory_limits: tuple[int, ...]
+    """Of a device, in bytes, per row."""
+
+    @cached_property
+    def step_seconds(self) -> float:
+        """From the start of the step until the last device is done."""
+        return max((span.end for row in self.spans for span in row), default=0.0)
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilisation: which part of the devices' peak the model's arithmetic reaches (PaLM, 2204.02311)."""
+        return self.model_flops / (self.step_seconds * self.peak_flops) if self.step_seconds else 0.0
+
+    @cached_property
+    def rows(self) -> tuple[RowTime, ...]:
+        """Where the time goes, per row."""
+        return tuple(map(self._row, self.titles, self.devices, self.spans))
+
+    @property
+    def bubble(self) -> float:
+        """Which part of the step devices wait, on average over devices."""
+        waiting = sum(row.waiting * len(row.devices) for row in self.rows)
+        return waiting / (self.step_seconds * sum(map(len, self.devices))) if self.step_seconds else 0.0
+
+    @property
+    def fits(self) -> bool:
+        """Whether every device has the memory its row needs."""
+        return all(use.total <= limit for use, limit in zip(self.memory, self.memory_limits, strict=True))
+
+    def _row(self, title: str, devices: tuple[int, ...], spans: Sequence[Span]) -> RowTime:
+        computing = _length([(s.start, s.end) for s in spans if s.stream is Stream.COMPUTE])
+        busy = _length([(s.start, s.end) for s in spans if s.stream is not Stream.LINK])
+        return RowTime(title, devices, computing, busy - computing, self.step_seconds - busy)
+
+    def __str__(self) -> str:
+        """A table: the step, then a line per row."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield (
+            f"step {format_seconds(self.step_seconds)}, MFU {self.mfu:.1%}, bubble {self.bubble:.1%}"
+            + ("" if self.fits else ", DOES NOT FIT IN MEMORY")
+        )
+        cells = [("row", "devices", "computing", "exposed communication", "waiting", "peak memory", "of")]
+        for row, use, limit in zip(self.rows, self.memory, self.memory_limits, strict=True):
+            shares = (f"{part / self.step_seconds:.1%}" for part in (row.computing, row.exposed, row.waiting))
+            cells.append(
+                (row.title, format_devices(row.devices), *shares, f"{use.total / 2**30:.3g} GiB", f"{limit / 2**30:.3g} GiB")
+            )  # fmt: skip
+        widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+        for line in cells:
+            yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def simulate(plan: Plan, programs: Sequence[Program]) -> Simulation:
+    """Replay a step of a plan's programs over the compute and communication streams of its cluster's devices.
+
+    Devices of a row are simulated once. Sizes that vary are those of the example.
+    """
+    prices = Prices(plan.placed, plan.cluster)
+    seconds = price_instructions(prices)
+    rows = {device: program.row for program in programs for device in program.devices}
+    given = [
+        RowActions(whole_step(program.tasks), find_actions(program, rows, seconds)) for program in programs
+    ]
+    devices = tuple(program.devices for program in programs)
+    used = [device for row in devices for device in row]
+    return Simulation(
+        replay(given),
+        tuple(program.title for program in programs),
+        devices,
+        prices.model_flops,
+        plan.cluster.total_flops(used, prices.dtype),
+        tuple(map(peak_memory, programs)),
+        tuple(plan.cluster.memory_of(row) for row in devices),
+    )
+
+
+def format_seconds(seconds: float) -> str:
+    """In the unit that suits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.4g} {unit}"
+    return f"{seconds / 1e-6:.4g} us"
+
+
+def _length(intervals: Sequence[tuple[float, float]]) -> float:
+    """Of the union of intervals."""
+    total, reached = 0.0, 0.0
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
