@@ -1,6 +1,7 @@
 """The command line: flags are read, handed to the pipeline, and its answers printed; nothing else."""
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ examples:
   superscaler show build/gpt
   superscaler show models/gpt.py:tiny --cluster local:2 --plan tp=2,sp --communication
   superscaler show models/gpt.py:tiny --cluster local:2 --plan pp=2 --explain 'h.0.attn.q/linear'
+  superscaler simulate models/gpt.py:gpt3-175b --cluster dgx-a100:16 --plan dp=2,tp=8,pp=8,micro_batches=32 --batch 64
 
 plans: words joined by commas, or none; or FILE.py:FUNCTION, a plan script (see examples/)
 clusters: local:N, dgx-a100:NODES and other presets, or a .yaml file
@@ -71,6 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--communication", action="store_true", help="print every move with its bytes instead")
     show.add_argument("--explain", metavar="OPERATOR", help="why one operator is cut and placed as it is")
     show.set_defaults(run=_show)
+    simulate = commands.add_parser(
+        "simulate", help="predict a step's time and memory on a cluster that need not be here"
+    )
+    _add_model(simulate, "model")
+    simulate.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write what happens when, for Perfetto or chrome://tracing"
+    )
+    simulate.set_defaults(run=_simulate)
     return parser
 
 
@@ -173,6 +183,27 @@ def _show(options: argparse.Namespace) -> None:
         print(plan.communication())
         return
     print(plan.explain(options.explain) if options.explain else plan)
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from superscaler.simulator.trace_events import trace_events
+
+    plan = _plan(options, deferred=True)
+    with _progress("simulating"):
+        simulation = plan.simulate()
+    if options.trace:
+        _write(options.trace, json.dumps(trace_events(simulation)))
+    print(f"plan {plan.name!r} on {plan.num_devices} devices of {plan.cluster.name}")
+    print(simulation)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise BuildError(
+            f"cannot write {path}: {error}", remedy="name a file in a folder that exists"
+        ) from error
 
 
 def _model(options: argparse.Namespace) -> tuple[Any, Any]:

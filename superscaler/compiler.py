@@ -24,6 +24,7 @@ from superscaler.planner.plan import Plan, make_plan
 from superscaler.planner.planner import Planner
 from superscaler.planner.recipes import recipe
 from superscaler.planner.show import format_plan
+from superscaler.simulator.simulation import Simulation, simulate
 
 PlanScript = Callable[[Planner], None]
 
@@ -45,6 +46,14 @@ class CompiledPlan(Plan):
         """
         verify_programs(self, self.programs)
         return self
+
+    @cached_property
+    def _simulation(self) -> Simulation:
+        return simulate(self, self.programs)
+
+    def simulate(self) -> Simulation:
+        """Predict a step on the cluster: seconds, bubble, exposed communication, memory; prints as a table."""
+        return self._simulation
 
     def compare_with_eager(
         self, model: Any, args: Any, kwargs: Mapping[str, Any] | None = None, **options: Any

@@ -1,5 +1,6 @@
 """The command line: what it prints, and what it says when something is wrong."""
 
+import json
 import re
 import subprocess
 import sys
@@ -252,3 +253,14 @@ def test_a_schedule_without_an_end_is_refused(capsys):
     code, _, err = run(capsys, "check", f"{GPT}:tiny", *SMALL, "--lr-schedule", "linear")
     assert code == 1
     assert "--lr-schedule linear needs to know when it ends" in err
+
+
+def test_simulate_predicts_a_step_and_writes_a_trace(capsys, tmp_path):
+    plan = ["--cluster", "local:2", "--plan", "pp=2,schedule=1f1b,micro_batches=4"]
+    code, out, _ = run(capsys, "simulate", f"{GPT}:tiny", *SMALL, *plan, "--trace", str(tmp_path / "t.json"))
+    assert code == 0
+    assert re.search(r"^step [\d.]+ (us|ms|s), MFU [\d.]+%, bubble [\d.]+%$", out, re.MULTILINE)
+    assert {event["pid"] for event in json.loads((tmp_path / "t.json").read_text())["traceEvents"]} == {0, 1}
+    code, _, err = run(capsys, "simulate", f"{GPT}:tiny", *SMALL, "--trace", str(tmp_path / "no" / "t.json"))
+    assert code == 1
+    assert "name a file in a folder that exists" in err

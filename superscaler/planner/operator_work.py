@@ -82,7 +82,7 @@ class PlacedWork:
         placed, graph = self.placed, self.placed.graph
         placement = placed.placements[operator.name]
         pieces = prod(placement.mesh.size(axis) for axis in placement.used)
-        flops = self._arithmetic(operator) * _causal_share(placed, operator) / pieces
+        flops = self.arithmetic(operator) * _causal_share(placed, operator) / pieces
         operator_class = class_of(operator)
         written = [
             self._bytes(name, layout)
@@ -108,7 +108,7 @@ class PlacedWork:
     def _bytes(self, tensor: str, layout: Layout) -> float:
         return local_elements(layout) * DTYPE_BYTES[self.placed.graph.tensors[tensor].dtype]
 
-    def _arithmetic(self, operator: Operator) -> float:
+    def arithmetic(self, operator: Operator) -> float:
         """Of a whole operator."""
         if operator.kind not in BACKWARD_WORK:
             return operator_work(self.placed.axes, operator)

@@ -1,4 +1,4 @@
-"""Actions: a body of a program as what takes time: work, communication that is waited for, and communication that is not.
+"""Actions: a body of a program as what takes time: work, and communication that is waited for or is not.
 
 Everything between two places where a device may have to wait is one piece of work, so that replaying a body costs
 as much as it communicates, not as much as it computes.

@@ -37,8 +37,7 @@ def price_instructions(prices: Prices) -> Callable[[Program, Instruction], float
             case Mask(read=read):
                 return _copy(prices, program, read)
             case ToHost(read=read) | FromHost(read=read):
-                value = program.values[read]
-                return prices.host_copy(value.tensor, value.layout)
+                return _copy(prices, program, read)
             case _:
                 return 0.0
 

@@ -122,7 +122,9 @@ class _Replay:
                             row.clock = max(row.clock, row.started.popleft())
                     case TakeGroup(group, next_seconds):
                         row.clock = max(row.clock, row.gathered.pop(group, 0.0))
-                        row.gathered[group + 1] = self._communicate(number, task, "gather ahead", next_seconds)
+                        row.gathered[group + 1] = self._communicate(
+                            number, task, "gather ahead", next_seconds
+                        )
 
     def _arrival(self, channel: str, sender: int, receiver: int) -> Iterator[_Channel]:
         key = channel, sender, receiver

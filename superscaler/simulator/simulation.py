@@ -7,6 +7,9 @@ from functools import cached_property
 from superscaler.codegen.memory import MemoryUse, peak_memory
 from superscaler.codegen.program import Program
 from superscaler.ir.mesh import format_devices
+from superscaler.planner.operator_class import class_of
+from superscaler.planner.operator_work import PlacedWork
+from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.plan import Plan
 from superscaler.planner.prices import Prices
 from superscaler.simulator.actions import find_actions
@@ -50,7 +53,7 @@ class Simulation:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilisation: which part of the devices' peak the model's arithmetic reaches (PaLM, 2204.02311)."""
+        """Model FLOPs utilisation: the part of the devices' peak that the model's arithmetic reaches (2204.02311)."""
         return self.model_flops / (self.step_seconds * self.peak_flops) if self.step_seconds else 0.0
 
     @cached_property
@@ -83,12 +86,11 @@ class Simulation:
             f"step {format_seconds(self.step_seconds)}, MFU {self.mfu:.1%}, bubble {self.bubble:.1%}"
             + ("" if self.fits else ", DOES NOT FIT IN MEMORY")
         )
-        cells = [("row", "devices", "computing", "exposed communication", "waiting", "peak memory", "of")]
+        cells = [["row", "devices", "computing", "exposed communication", "waiting", "peak memory", "of"]]
         for row, use, limit in zip(self.rows, self.memory, self.memory_limits, strict=True):
             shares = (f"{part / self.step_seconds:.1%}" for part in (row.computing, row.exposed, row.waiting))
-            cells.append(
-                (row.title, format_devices(row.devices), *shares, f"{use.total / 2**30:.3g} GiB", f"{limit / 2**30:.3g} GiB")
-            )  # fmt: skip
+            memory = (f"{size / 2**30:.3g} GiB" for size in (use.total, limit))
+            cells.append([row.title, format_devices(row.devices), *shares, *memory])
         widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
         for line in cells:
             yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -107,15 +109,27 @@ def simulate(plan: Plan, programs: Sequence[Program]) -> Simulation:
     ]
     devices = tuple(program.devices for program in programs)
     used = [device for row in devices for device in row]
+    work = model_work(plan.placed)
     return Simulation(
         replay(given),
         tuple(program.title for program in programs),
         devices,
-        prices.model_flops,
-        plan.cluster.total_flops(used, prices.dtype),
+        sum(work.values()),
+        sum(plan.cluster.flops(max(work, key=work.__getitem__), [device]) for device in used),
         tuple(map(peak_memory, programs)),
         tuple(plan.cluster.memory_of(row) for row in devices),
     )
+
+
+def model_work(placed: PlacedGraph) -> dict[str, float]:
+    """Arithmetic of a step's products per dtype, without what is computed again."""
+    work: dict[str, float] = {}
+    placed_work = PlacedWork(placed)
+    for operator in placed.graph.operators:
+        if class_of(operator).is_product and not operator.is_again:
+            dtype = placed.graph.tensors[operator.writes[0]].dtype
+            work[dtype] = work.get(dtype, 0.0) + placed_work.arithmetic(operator)
+    return work
 
 
 def format_seconds(seconds: float) -> str:
