@@ -3,13 +3,14 @@
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
 from superscaler.errors import PlanError
 from superscaler.planner.device import Device
+from superscaler.planner.profile_database import NOTHING_MEASURED, ProfileDatabase
 from superscaler.planner.transport import IDEAL, Transport
 
 
@@ -29,8 +30,8 @@ class Link:
     """Fraction of the bandwidth that large messages reach."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
+        for name in (each.name for each in fields(self)):
+            value = getattr(self, name)
             if value <= 0:
                 raise PlanError(f"a link's {name} is {value}", remedy="give a positive number")
 
@@ -75,6 +76,8 @@ class Cluster:
     name: str
     nodes: tuple[Nodes, ...]
     transport: Transport = IDEAL
+    profiled: ProfileDatabase = field(default=NOTHING_MEASURED, compare=False, repr=False)
+    """Measured times of operators, which count in place of what the devices' curves say."""
 
     def __post_init__(self) -> None:
         if not self.nodes:
@@ -114,11 +117,11 @@ class Cluster:
 
         return load(path)
 
-    def save(self, path: str | Path) -> None:
-        """Write a YAML file that `load` reads."""
+    def save(self, path: str | Path, profiled: str | Path = "") -> None:
+        """Write a YAML file that `load` reads; `profiled`: the file of its profile database, relative to this one."""
         from superscaler.planner.cluster_file import save
 
-        save(self, path)
+        save(self, path, profiled)
 
     @staticmethod
     def parse(text: str) -> "Cluster":

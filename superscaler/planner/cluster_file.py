@@ -5,7 +5,8 @@
     name: mine                      - {preset: dgx-a100, nodes: 2}
     inter_node_bandwidth: 2e10      - {preset: dgx-1-v100, nodes: 4}
 
-``efficiency`` and ``transport`` are what `superscaler profile` measures. A file that `save` writes names no preset.
+``efficiency``, ``transport`` and ``profiled`` (the file of a profile database, beside this one) are what `superscaler
+profile` measures. A file that `save` writes names no preset.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from superscaler.errors import PlanError
 from superscaler.planner.cluster import Cluster, Link, Nodes
 from superscaler.planner.device import FLOPS_CLASSES, Device
 from superscaler.planner.efficiency import PEAK, Curve, Efficiency, OperatorClass
+from superscaler.planner.profile_database import ProfileDatabase
 from superscaler.planner.transport import IDEAL, Collective, Measured, Protocol, Transport
 
 NUMBERS = (
@@ -28,7 +30,7 @@ NUMBERS = (
 )  # fmt: skip
 """`inter_node_bandwidth`: of one device while all devices of its node send."""
 INTEGERS = ("num_devices", "devices_per_node", "network_cards", "memory_bytes")
-FIELDS = ("name", "device", "flops_per_second", *NUMBERS, "efficiency", "transport")
+FIELDS = ("name", "device", "flops_per_second", *NUMBERS, "efficiency", "transport", "profiled")
 DEFAULTS = {"intra_node_efficiency": 1.0, "inter_node_efficiency": 1.0}
 
 
@@ -44,20 +46,29 @@ def load(path: str | Path) -> Cluster:
         raise PlanError(f"cannot read cluster file {path}: {error}", remedy="give a YAML file") from error
     if not isinstance(document, dict):
         raise PlanError(f"cluster file {path} is no mapping", remedy=f"give fields of {sorted(FIELDS)}")
+    cluster = _parse(document, str(path))
+    if "profiled" not in document:
+        return cluster
+    return replace(cluster, profiled=ProfileDatabase.load(Path(path).parent / str(document["profiled"])))
+
+
+def _parse(document: Mapping[str, Any], path: str) -> Cluster:
     if "groups" not in document:
-        return _one(document, str(path))
-    unknown = set(document) - {"name", "groups", "transport"}
+        return _one(document, path)
+    unknown = set(document) - {"name", "groups", "transport", "profiled"}
     if unknown or not document["groups"]:
         fault = f"unknown fields {sorted(unknown)}" if unknown else "no groups"
-        raise PlanError(f"cluster file {path}: {fault}", remedy="beside groups, give name and transport")
-    groups = [_one({"name": "", **entry}, str(path)) for entry in document["groups"]]
+        raise PlanError(
+            f"cluster file {path}: {fault}", remedy="beside groups, give name, transport and profiled"
+        )
+    groups = [_one({"name": "", **entry}, path) for entry in document["groups"]]
     nodes = tuple(run for group in groups for run in group.nodes)
     transport = _transport(document["transport"]) if "transport" in document else groups[0].transport
     return Cluster(str(document.get("name", path)), nodes, transport)
 
 
-def save(cluster: Cluster, path: str | Path) -> None:
-    """Write a file that `load` reads."""
+def save(cluster: Cluster, path: str | Path, profiled: str | Path = "") -> None:
+    """Write a file that `load` reads; `profiled`: the file of its profile database, relative to this one."""
     groups = [_fields(run) for run in cluster.nodes]
     transport = asdict(cluster.transport) | {
         "measured": {str(name): asdict(measured) for name, measured in cluster.transport.measured}
@@ -65,6 +76,7 @@ def save(cluster: Cluster, path: str | Path) -> None:
     transport["protocols"] = [asdict(protocol) for protocol in cluster.transport.protocols]
     document: dict[str, Any] = {"name": cluster.name}
     document |= groups[0] if len(groups) == 1 else {"groups": groups}
+    document |= {"profiled": str(profiled)} if profiled else {}
     Path(path).write_text(yaml.safe_dump(document | {"transport": transport}, sort_keys=False))
 
 
@@ -78,7 +90,7 @@ def _one(document: Mapping[str, Any], path: str) -> Cluster:
         transport = preset.transport
         base = {"name": preset.name, **_fields(preset.nodes[0])}
     missing = set(FIELDS) - set(values) - set(base) - set(DEFAULTS)
-    missing -= {"device", "network_cards", "efficiency", "transport"}
+    missing -= {"device", "network_cards", "efficiency", "transport", "profiled"}
     unknown = set(values) - set(FIELDS)
     if unknown or missing:
         fault = f"unknown fields {sorted(unknown)}" if unknown else f"fields missing: {sorted(missing)}"

@@ -13,7 +13,7 @@ from superscaler.ir.tensor import DTYPE_BYTES
 from superscaler.planner.efficiency import OperatorClass
 from superscaler.planner.operator_class import class_of
 from superscaler.planner.placement import PlacedGraph
-from superscaler.planner.step_cost import local_elements
+from superscaler.planner.step_cost import largest_pieces, local_elements
 
 BACKWARD_WORK = {"attention_backward": 2.5}
 """Kinds whose rule does not tell their arithmetic -> how much more it is than that of the call they belong to: five
@@ -160,6 +160,12 @@ class PlacedWork:
             if not is_view(operator)
             and class_of(operator) in (OperatorClass.POINTWISE, OperatorClass.REDUCTION)
         }
+
+
+def local_shape(axes: Axes, tensor: str, layout: Layout) -> tuple[int, ...]:
+    """The shape of the largest piece of a tensor."""
+    sizes = iter(largest_pieces(layout))
+    return tuple(prod(next(sizes) for _ in parts) for parts in axes.dims[tensor])
 
 
 def is_view(operator: Operator) -> bool:

@@ -12,8 +12,9 @@ from superscaler.planner.cluster import Cluster
 from superscaler.planner.device import Device
 from superscaler.planner.efficiency import OperatorClass
 from superscaler.planner.operator_cost import operator_seconds
-from superscaler.planner.operator_work import PlacedWork, Work, is_view
+from superscaler.planner.operator_work import PlacedWork, Work, is_view, local_shape
 from superscaler.planner.placement import PlacedGraph
+from superscaler.planner.profile_database import call_text
 from superscaler.planner.step_cost import local_elements, seconds_per_run
 from superscaler.planner.steps import Step
 
@@ -63,9 +64,29 @@ class Prices:
     def _work(self) -> PlacedWork:
         return PlacedWork(self.placed, self.is_fused)
 
+    def call(self, name: str, device: Device) -> str:
+        """One device's call of an operator, as a profile database names it."""
+        placed, operator = self.placed, self.placed.graph.by_name[name]
+        reads, writes = (
+            [self._piece(tensor, layout) for tensor, layout in zip(names, layouts, strict=True)]
+            for names, layouts in (
+                (operator.reads, placed.reads(operator)),
+                (operator.writes, placed.writes(operator)),
+            )
+        )
+        return call_text(operator, reads, writes, device.name)
+
+    def _piece(self, tensor: str, layout: Layout | None) -> str:
+        """Dtype and shape of what one device holds of a tensor; the number of the step is none."""
+        shape = list(local_shape(self.placed.axes, tensor, layout)) if layout else []
+        return f"{self.placed.graph.tensors[tensor].dtype}{shape}"
+
     def _on_device(self, name: str, device: Device) -> float:
         if is_view(self.placed.graph.by_name[name]):
             return 0.0
+        measured = self.cluster.profiled.seconds
+        if measured and (call := self.call(name, device)) in measured:
+            return measured[call]
         work = self._work.of(name)
         seconds = operator_seconds(work.operator_class, work.flops, work.num_bytes, work.dtype, device)
         return seconds if self._work.is_started(name) else seconds - device.efficiency.launch_seconds

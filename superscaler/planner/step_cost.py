@@ -34,12 +34,17 @@ def step_seconds(step: Step, bytes_per_element: int, cluster: Cluster) -> float:
 
 def local_elements(layout: Layout) -> int:
     """Elements of the largest piece a device holds, of one micro-batch where time is cut; in the example."""
-    return prod(
+    return prod(largest_pieces(layout))
+
+
+def largest_pieces(layout: Layout) -> list[int]:
+    """Per fine dim the size of its largest piece; in the example."""
+    return [
         max(layout.pieces[dim] or ())
         if layout.pieces and layout.pieces[dim]
         else -(-int(size) // layout.num_pieces(dim))
         for dim, size in enumerate(layout.sizes)
-    )
+    ]
 
 
 def seconds_per_run(step: Step, bytes_per_element: int, cluster: Cluster) -> float:
