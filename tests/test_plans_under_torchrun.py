@@ -59,7 +59,13 @@ def torchrun(build, data, ranks):
 
 @pytest.mark.parametrize(
     ("made", "sizes", "plan"),
-    [(llama, LLAMA, "cp=3"), (llama, LLAMA, "dp=2,zero=1,offload=optimizer"), (moe, {}, "ep=2,dp=2")],
+    [
+        (llama, LLAMA, "cp=3"),
+        (llama, LLAMA, "dp=2,zero=1,offload=optimizer"),
+        (llama, LLAMA, "dp=2,offload=activations"),
+        (llama, LLAMA, "pp=2,schedule=zb-h1,micro_batches=2,recompute=selective,offload=activations"),
+        (moe, {}, "ep=2,dp=2"),
+    ],
 )
 def test_losses_and_parameters_are_those_of_eager_pytorch(made, sizes, plan, tmp_path):
     torch.manual_seed(0)

@@ -8,16 +8,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from superscaler.codegen.modules import modules_of
 from superscaler.codegen.names import VIEWS
 from superscaler.codegen.program import (
     Await,
     Collective,
     Compute,
+    FromHost,
     Instruction,
     Keep,
     Mask,
     Part,
     Slice,
+    ToHost,
     reads_of,
     writes_of,
 )
@@ -25,7 +28,7 @@ from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase
 
 SMALLEST = 4
-"""Instructions, views not counted, from which a repeated run is worth a function."""
+"""Instructions, views and moves to and from host memory not counted, from which a repeated run is worth a function."""
 COUNTED = {"key"}
 """Keywords whose integers may differ from call to call by a constant."""
 
@@ -93,7 +96,7 @@ Item = Instruction | Repeat
 def find_blocks(stage: Stage, phase: Phase) -> tuple[dict[Part, list[Item]], list[Block]]:
     """The bodies of a phase with their repeated runs replaced by calls, and the blocks that are called."""
     parts = stage.parts(phase)
-    modules = {part: _modules(stage, stage.bodies[part]) for part in parts}
+    modules = {part: modules_of(stage.program, stage.bodies[part]) for part in parts}
     pending = [(part, 0, len(stage.bodies[part]), 0) for part in parts]
     chosen: dict[tuple[Part, int], tuple[int, Call, tuple]] = {}
     while pending:
@@ -128,23 +131,6 @@ def find_blocks(stage: Stage, phase: Phase) -> tuple[dict[Part, list[Item]], lis
     return items, list(blocks.values())
 
 
-def _modules(stage: Stage, body: Sequence[Instruction]) -> list[str]:
-    """The module each instruction belongs to; empty where it belongs to none."""
-    modules = []
-    for instruction in body:
-        module = ""
-        if isinstance(instruction, Compute) and instruction.operator:
-            module = stage.graph.by_name[instruction.operator].module
-        elif isinstance(instruction, (Compute, Collective, Slice, Mask, Keep)):
-            tensor = stage.value(reads_of(instruction)[0]).tensor
-            writer = stage.graph.writer.get(tensor)
-            module = writer.module if writer else tensor.rpartition(".")[0]
-        elif isinstance(instruction, Await) and instruction.leaving:
-            module = modules[-1]  # it ends a layer
-        modules.append(module)
-    return modules
-
-
 def _prefix(module: str, depth: int) -> str:
     """The module's path up to its number number `depth`.
 
@@ -168,7 +154,8 @@ def _runs(modules: Sequence[str], start: int, stop: int, depth: int) -> Iterable
 
 def _weight(instructions: Iterable[Instruction]) -> int:
     return sum(
-        not (isinstance(i, Keep) or (isinstance(i, Compute) and i.kind in VIEWS)) for i in instructions
+        not (isinstance(i, Keep | ToHost | FromHost) or (isinstance(i, Compute) and i.kind in VIEWS))
+        for i in instructions
     )
 
 
@@ -217,6 +204,8 @@ def _canonical(
             extra = (instruction.step.axis, instruction.dim, instruction.start, instruction.length)
         elif isinstance(instruction, Mask):
             extra = (instruction.step.axis,)
+        elif isinstance(instruction, ToHost | FromHost):
+            extra = ()
         else:
             extra = (id(instruction),)
         shapes = []

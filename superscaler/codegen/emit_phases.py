@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from superscaler.codegen.blocks import Block, Call
-from superscaler.codegen.function import Function
+from superscaler.codegen.function import Function, tuple_of
 from superscaler.codegen.loops import REPEATED, Bodies, Loop, find_bodies, item_reads
 from superscaler.codegen.name_tables import NameTables
-from superscaler.codegen.program import Collective, Part
+from superscaler.codegen.offload import Move, moved_together
+from superscaler.codegen.program import Collective, FromHost, Instruction, Part, ToHost
 from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase
 
@@ -139,7 +140,7 @@ class _Writer:
         function.run(self.stage.bodies[Part(Phase.PREPARE)], self.prepared)
         self.prepared_names = {name: function.scope.names[name] for name in self.prepared}
         parameters = [name for name in ORDER if name in function.needs]
-        result = _tuple([self.prepared_names[name] for name in self.prepared])
+        result = tuple_of([self.prepared_names[name] for name in self.prepared])[1:-1]
         docstring = "Compute what sums over the whole batch, before the first micro-batch."
         return Emitted("prepare", tuple(parameters), tuple(function.source(parameters, docstring, result)))
 
@@ -149,15 +150,24 @@ class _Writer:
         mesh = self.stage.program.stages[call.stage]
         function = Function(self.stage, mesh, block.name, call.prefix, numbers)
         arguments = [function.argument(call.outside[number]) for number in signature.arguments(call)]
+        instructions, outputs = call.instructions, [call.inside[number] for number in signature.outputs]
+        saved = [self.bodies.value(call, block, place) for place in signature.saved]
         if signature.partner is not None and signature.unpacked:
             function.use("saved")
-            function.unpack(self._unpacked(function, call, block), "saved")
-        outputs = [call.inside[number] for number in signature.outputs]
-        saved = [self.bodies.value(call, block, place) for place in signature.saved]
-        function.run(call.instructions, {*outputs, *saved})
+            fetched = self._fetched_whole(call, block)
+            if fetched:
+                function.use("rt")
+                function.unpack(self._fetched(function, block, fetched), "rt.fetch(*saved)")
+                instructions = instructions[len(fetched) :]
+            else:
+                function.unpack(self._unpacked(function, call, block), "saved")
+        stowed = _stowed_last(instructions, saved)
+        later = [i.read for i in stowed] or saved
+        function.run(instructions[: len(instructions) - len(stowed)], {*outputs, *later})
         results = [str(function.read(name)) for name in outputs]
         if saved:
-            results.append(_tuple([str(function.read(name)) for name in saved], brackets=True))
+            names = [str(function.read(name)) for name in later]
+            results.append(f"{function.use('rt')}.stow({', '.join(names)})" if stowed else tuple_of(names))
         parameters = arguments + [name for name in ORDER if name in function.needs]
         docstring = f"{_WHAT[block.phase]} of `{block.pattern}`"
         if saved:
@@ -166,6 +176,29 @@ class _Writer:
             docstring += ", which runs its forward again"
         lines = function.source(parameters, f"{docstring}.", ", ".join(results))
         return Emitted(block.name, tuple(parameters), tuple(lines), frozenset(function.needs)), function
+
+    def _fetched_whole(self, call: Call, block: Block) -> list[Move]:
+        """The moves a call begins with, if they fetch just what its partner saved, and it passes none of that on."""
+        partner = self.bodies.signature(block).partner
+        assert partner is not None
+        source = next(other for other in partner.calls if other.key == call.key)
+        kept = [self.bodies.value(source, partner, place) for place in self.bodies.signature(partner).saved]
+        passed = {self.bodies.value(call, block, place) for place in self.bodies.signature(block).saved}
+        begins = isinstance(call.instructions[0], FromHost)
+        moves = {i.read: i for i in moved_together(call.instructions, FromHost)[0]} if begins else {}
+        return [moves[name] for name in kept] if moves.keys() == set(kept) - passed == set(kept) else []
+
+    def _fetched(self, function: Function, block: Block, moves: Sequence[Move]) -> list[str]:
+        """Names for what is fetched of what the partner stowed, by preference its own."""
+        partner = self.bodies.signature(block).partner
+        assert partner is not None
+        theirs, first = self.emitted[id(partner)][1].scope.names, partner.calls[0]
+        stowed = {i.write: i.read for i in first.instructions if isinstance(i, ToHost)}
+        kept = [self.bodies.value(first, partner, place) for place in self.bodies.signature(partner).saved]
+        return [
+            function.argument(move.write, theirs.get(stowed.get(name, ""), ""))
+            for move, name in zip(moves, kept, strict=True)
+        ]
 
     def _unpacked(self, function: Function, call: Call, block: Block) -> list[str]:
         """Names for what the partner saved, by preference its own."""
@@ -212,7 +245,8 @@ class _Writer:
             self.names |= {
                 value: function.scope.names[value] for value in later if value in function.scope.names
             }
-            results.append(_tuple([*own, *later_dicts], brackets=bool(results)))
+            names = [*own, *later_dicts]
+            results.append(tuple_of(names) if results else tuple_of(names)[1:-1])
         whose = f" in stage {part.stage}" if self.stage.hosts_several else ""
         docstring = f"{_WHAT[part.phase]} of one micro-batch{whose}."
         parameters = [name for name in ORDER if name in function.needs - {"gathered"}]
@@ -352,6 +386,8 @@ def _affine(layers: Sequence[int], numbers: Sequence[int]) -> str:
     return f"{slope} * layer {'+' if offset >= 0 else '-'} {abs(offset)}" if slope else str(offset)
 
 
-def _tuple(names: Sequence[str], *, brackets: bool = False) -> str:
-    text = ", ".join(names) + ("," if len(names) == 1 else "")
-    return f"({text})" if brackets else text
+def _stowed_last(instructions: Sequence[Instruction], saved: Sequence[str]) -> list[Move]:
+    """The moves a call ends with, in the order of what it saves, if they make all of that."""
+    ends = bool(instructions) and isinstance(instructions[-1], ToHost)
+    moves = {i.write: i for i in moved_together(instructions, ToHost)[-1]} if ends else {}
+    return [moves[name] for name in saved] if moves.keys() == set(saved) else []

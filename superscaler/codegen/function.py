@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from superscaler.codegen.expressions import METHODS, Text, call, without_unread
-from superscaler.codegen.memory import VIEWS as MEMORY_VIEWS
 from superscaler.codegen.names import VIEWS, Scope
+from superscaler.codegen.offload import Move, moved_together
 from superscaler.codegen.program import (
     Await,
     Collective,
@@ -26,6 +26,7 @@ from superscaler.codegen.sizes import Sizes
 from superscaler.codegen.source_lines import INDENT, WIDTH, statement
 from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Ref
+from superscaler.ir.kinds import VIEWS as MEMORY_VIEWS
 from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import Role
 from superscaler.planner.reasons import reason
@@ -99,7 +100,7 @@ class Function:
     def unpack(self, names: Sequence[str], source: str, comment: str = "") -> None:
         """Append ``a, b = source``."""
         text = ", ".join(names) + ("," if len(names) == 1 else "")
-        is_long = len(INDENT + text + source) + 3 > WIDTH
+        is_long = len(INDENT + text + source) + 3 > WIDTH and len(names) > 1
         self.add(f"({text}) = {source}" if is_long else f"{text} = {source}", comment)
 
     def key(self, name: str) -> str:
@@ -186,9 +187,12 @@ class Function:
         return self._last.get(value, -1) > self._here
 
     def _takes_memory(self, instruction: Instruction) -> bool:
-        """Whether an instruction makes new memory."""
+        """Whether an instruction makes new memory on the device."""
+        if isinstance(instruction, FromHost):
+            return instruction is self._moved_with(instruction)[0]
         return not (
-            isinstance(instruction, Keep) or (isinstance(instruction, Compute) and is_view(instruction))
+            isinstance(instruction, Keep | ToHost)
+            or (isinstance(instruction, Compute) and is_view(instruction))
         )
 
     def forget(self) -> None:
@@ -252,18 +256,33 @@ class Function:
                 self._assign(write, text, f"from stage {stage}")
             case Exchange():
                 self._exchange(instruction)
-            case ToHost(read=read, write=write):
-                self._move(read, write, "to_host")
-            case FromHost(read=read, write=write):
-                self._move(read, write, "to_device")
+            case ToHost() | FromHost():
+                self._move(instruction)
             case Keep():
                 self._keep(instruction)
             case _:
                 raise AssertionError(instruction)
 
-    def _move(self, read: str, write: str, method: str) -> None:
+    def _move(self, instruction: Move) -> None:
+        """What moves to or from host memory together, in one statement."""
         self.use("rt")
-        self._assign(write, f"rt.{method}({self.read(read)})", self.shape(write))
+        is_stowed = isinstance(instruction, ToHost)
+        if not self.stage.written_in[instruction.write].phase.is_repeated:
+            text = f"rt.{'to_host' if is_stowed else 'to_device'}({self.read(instruction.read)})"
+            self._assign(instruction.write, text, self.shape(instruction.write))
+            return
+        group = self._moved_with(instruction)
+        if instruction is not group[0]:
+            return
+        texts = [str(self.read(i.read)) for i in group]
+        self.unpack(
+            [self.bind(i.write) for i in group],
+            f"rt.{'stow' if is_stowed else 'fetch'}({', '.join(texts)})",
+        )
+
+    def _moved_with(self, instruction: Move) -> list[Move]:
+        """What moves to or from host memory together, an instruction among it."""
+        return next(run for run in moved_together(self._items, type(instruction)) if instruction in run)
 
     def _exchange(self, instruction: Exchange) -> None:
         read, write, name = instruction.read, instruction.write, instruction.name
@@ -537,6 +556,11 @@ class Function:
         if self.sizes.uses_micro_batch:
             extra.add("mb")
         return self.used | extra
+
+
+def tuple_of(names: Sequence[str]) -> str:
+    """A tuple, with brackets."""
+    return f"({', '.join(names)}{',' * (len(names) == 1)})"
 
 
 def name_symbols(stage: Stage) -> dict[str, str]:

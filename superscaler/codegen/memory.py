@@ -6,23 +6,24 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from superscaler.codegen.instruction_text import describe
-from superscaler.codegen.offload import overwritten_in_fetched
+from superscaler.codegen.offload import Move, moved_together, overwritten_in_fetched
 from superscaler.codegen.overlap import arriving, coming
 from superscaler.codegen.program import (
     Compute,
     Free,
+    FromHost,
     Instruction,
     Keep,
     Part,
     Program,
     Send,
-    Slice,
     Store,
+    ToHost,
     reads_of,
     writes_of,
 )
+from superscaler.codegen.shared_memory import add_views
 from superscaler.ir.graph import Phase
-from superscaler.ir.kinds import VIEWS
 from superscaler.ir.optimizers import OPTIMIZERS
 from superscaler.ir.tensor import DTYPE_BYTES, Role
 from superscaler.planner.schedule import Task
@@ -84,7 +85,7 @@ class MemoryUse:
     """Inputs, and what forwards keep for backwards, of all micro-batches in flight."""
     temporary: int
     host: int
-    """In host memory, which is apart from the device's."""
+    """The most in host memory at any moment, which is apart from the device's."""
     moment: str
     """The task and instruction."""
 
@@ -118,6 +119,7 @@ class _Walk:
     """One body: its fullest moment beyond what is held anyway, and what it leaves behind."""
 
     most: Counter[str]
+    most_host: int
     moment: str
     left: tuple[str, ...]
     left_bytes: Counter[str]
@@ -131,6 +133,8 @@ class _Account:
     program: Program
     root: dict[str, str] = field(default_factory=dict)
     """Value -> the value whose memory it shares."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of a value's memory, where they are not those of its elements."""
     saved: set[str] = field(default_factory=set)
     """What the forward makes and the backward reads."""
 
@@ -146,10 +150,14 @@ class _Account:
             for name in reads_of(i)
             if part.phase.is_repeated and name in made and made[name].phase.is_repeated and made[name] != part
         }
+        for part, i in program.instructions():
+            if part.phase.is_repeated and isinstance(i, ToHost | FromHost):
+                self.saved.add(i.read if isinstance(i, ToHost) else i.write)
         self._find_roots()
-        self.saved = {self.root.get(name, name) for name in self.saved}
+        self.saved = set(map(self._root, self.saved))
         self.base: Counter[str] = self._bytes(self.resident)
         self.best: MemoryUse | None = None
+        self.most_host = 0
 
     def peak(self) -> MemoryUse:
         """Walk the tasks in order."""
@@ -184,10 +192,11 @@ class _Account:
         self.base -= self._bytes(self._roots(standing))
         self._note(Counter(), self._walk(Part(Phase.UPDATE), standing, False), "U")
         assert self.best is not None
-        return self.best
+        return replace(self.best, host=self.most_host)
 
     def _note(self, held: Counter[str], walk: _Walk, task: str) -> None:
         total = self.base + held + walk.most
+        self.most_host = max(self.most_host, self.base["host"] + held["host"] + walk.most_host)
         if self.best is None or _on_device(total) > self.best.total:
             parts = {
                 name: total[name]
@@ -201,7 +210,7 @@ class _Account:
         users = Counter(self._root(name) for name in alive)
         over: dict[str, str] = {}  # kept value -> the storage it took over
         now = self._bytes(self._roots(alive))
-        most, moment = now.copy(), "start"
+        most, most_host, moment = now.copy(), now["host"], "start"
         handed: dict[int, Counter[str]] = {}
         body = self.program.bodies.get(part, ())
         ahead = coming(body)
@@ -233,16 +242,19 @@ class _Account:
                         users[root] -= 1
                         if not users[root] and root not in self.resident:
                             now.subtract(self._bytes([root]))
+            most_host = max(most_host, now["host"])
             if _on_device(now) > _on_device(most):
                 most, moment = now.copy(), describe(instruction)
         left = tuple(name for name in alive if name not in self.kept)
         kept = [name for name in alive if name in self.kept]
-        return _Walk(most, moment, left, self._bytes(self._roots(left)), self._bytes(kept), handed)
+        return _Walk(most, most_host, moment, left, self._bytes(self._roots(left)), self._bytes(kept), handed)
 
     # storage
 
     def _root(self, name: str) -> str:
-        return self.root.get(name, name)
+        while self.root.get(name, name) != name:
+            name = self.root[name]
+        return name
 
     def _roots(self, names: Iterable[str]) -> set[str]:
         return {self._root(name) for name in names} - self.resident
@@ -251,13 +263,19 @@ class _Account:
         total: Counter[str] = Counter()
         for name in roots:
             value = self.program.values[name]
-            elements = prod(
-                int(extent.constant) * prod(max(pieces) for _, pieces in extent.tables)
-                for extent in value.shape
-            )
             times = self.program.micro_batches if name in self.program.fed and uses_time(value.layout) else 1
-            total[self._category(name)] += times * elements * DTYPE_BYTES[value.dtype]
+            total[self._category(name)] += times * self._size(name)
         return total
+
+    def _size(self, name: str) -> int:
+        """Bytes of the largest piece of a value."""
+        if name in self.sizes:
+            return self.sizes[name]
+        value = self.program.values[name]
+        elements = prod(
+            int(extent.constant) * prod(max(pieces) for _, pieces in extent.tables) for extent in value.shape
+        )
+        return elements * DTYPE_BYTES[value.dtype]
 
     def _category(self, name: str) -> str:
         if self.program.values[name].host:
@@ -270,27 +288,32 @@ class _Account:
         return "activations" if name in self.saved or name in self.program.fed else "temporary"
 
     def _find_roots(self) -> None:
-        strided: set[str] = set()
         stores = {i.read: i.write for _, i in self.program.instructions() if isinstance(i, Store)}
         self.root |= {name: home for name, home in stores.items() if self.program.values[name].host}
         stores |= overwritten_in_fetched(self.program.bodies.get(Part(Phase.UPDATE), ()))
         for _, instruction in self.program.instructions():
-            if isinstance(instruction, Slice):
-                self.root[instruction.write] = self._root(instruction.read)
-                strided.add(instruction.write)
-            elif isinstance(instruction, Compute) and instruction.kind in OPTIMIZERS:
+            if isinstance(instruction, Compute) and instruction.kind in OPTIMIZERS:
                 for name in instruction.writes:
                     home = stores.get(name)
                     if home and self.program.values[home].shape == self.program.values[name].shape:
                         self.root[name] = home
-            elif isinstance(instruction, Compute) and instruction.reads:
-                read, write = instruction.reads[0], instruction.writes[0]
-                is_same = self.program.values[read].shape == self.program.values[write].shape
-                stays = instruction.kind == "reshape" or (instruction.kind == "aten.expand" and is_same)
-                if instruction.kind in VIEWS or (stays and read not in strided):
-                    self.root[write] = self._root(read)
-                    if read in strided or not stays:
-                        strided.add(write)
+        add_views(self.program, self.root)
+        for part, body in self.program.bodies.items():
+            if part.phase.is_repeated:
+                for kind in (ToHost, FromHost):
+                    for group in moved_together(body, kind):
+                        self._share_moved(group)
+
+    def _share_moved(self, group: Sequence[Move]) -> None:
+        """Values moved together share memory where they did before, if moving all of that is less than each alone."""
+        sharing: dict[str, list[Move]] = {}
+        for move in group:
+            sharing.setdefault(self._root(move.read), []).append(move)
+        for root, moves in sharing.items():
+            whole = self._size(root)
+            if whole <= sum(self._size(move.write) for move in moves):
+                self.sizes[moves[0].write] = whole
+                self.root |= {move.write: moves[0].write for move in moves}
 
 
 def _on_device(total: Counter[str]) -> int:

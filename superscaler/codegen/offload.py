@@ -1,13 +1,16 @@
-"""Offload: what a plan keeps in host memory is fetched where an instruction reads it, and stowed where it is stored.
+"""Offload: what a plan keeps in host memory is fetched where an instruction reads it, and stowed where it is made.
 
-A pass over a program. The proof knows where every value is (`superscaler.codegen.row_proof`), so that a fetch that is
-missing is found; `fold_moves` takes away, for printing alone, the moves that one call of the runtime makes.
+Passes over a program: for optimizer states here, for activations in `superscaler.codegen.stow`. The proof knows where
+every value is (`superscaler.codegen.row_proof`), so that a fetch that is missing is found; `fold_moves` takes away,
+for printing alone, the moves that one call of the runtime makes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from superscaler.codegen.program import (
+    Free,
     FromHost,
     Instruction,
     LocalValue,
@@ -18,16 +21,22 @@ from superscaler.codegen.program import (
     reads_of,
     with_reads,
 )
+from superscaler.codegen.stow import stow_saved
 from superscaler.ir.graph import Phase
+from superscaler.planner.layers import layers as find_layers
 from superscaler.planner.plan import Plan
+
+Move = ToHost | FromHost
 
 
 def offload(plan: Plan, programs: Iterable[Program]) -> tuple[Program, ...]:
     """Move what the plan keeps in host memory there, and to the device for as long as it is used."""
-    return tuple(_offload(program, plan.placed.on_host) for program in programs)
+    layers = find_layers(plan.graph, plan.placed.axes, len(plan.graph.operators)).keys()
+    on_host = plan.placed.on_host
+    return tuple(stow_saved(_offload_stored(program, on_host), on_host, layers) for program in programs)
 
 
-def _offload(program: Program, on_host: frozenset[str]) -> Program:
+def _offload_stored(program: Program, on_host: frozenset[str]) -> Program:
     homes = {name for name in program.stored if program.values[name].tensor in on_host}
     if not homes:
         return program
@@ -81,6 +90,13 @@ def fold_moves(program: Program, in_place: Mapping[str, str]) -> Program:
         if not (isinstance(instruction, FromHost | ToHost) and instruction.write in fetched | stowed)
     )
     return replace(program, bodies={**program.bodies, Part(Phase.UPDATE): folded}) if fetched else program
+
+
+def moved_together(body: Sequence[Instruction], kind: type[ToHost] | type[FromHost]) -> list[list[Move]]:
+    """The moves of a kind that follow each other without another instruction between; one call makes them."""
+    told = (instruction for instruction in body if not isinstance(instruction, Free))
+    runs = groupby(told, lambda instruction: isinstance(instruction, kind))
+    return [[i for i in run if isinstance(i, kind)] for is_move, run in runs if is_move]
 
 
 def overwritten_in_fetched(body: Sequence[Instruction]) -> dict[str, str]:

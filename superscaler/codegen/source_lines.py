@@ -39,7 +39,23 @@ def _broken(text: str, margin: str) -> list[str]:
     lines.append(margin + INDENT + line)
     if len(parts) > 1 and not parts[-1].startswith("*") and not inside.endswith(","):
         lines[-1] += "," if len(lines) > 1 and not _is_comprehension(inside) else ""
-    return [margin + head, *lines, margin + tail]
+    return [*_first(head, margin), *lines, *_last(tail, margin)]
+
+
+def _first(head: str, margin: str) -> list[str]:
+    """What stands before the bracket that is broken, itself broken where it is too long."""
+    if len(margin + head) <= WIDTH or _outermost(head[:-1])[0] < 0:
+        return [margin + head]
+    *lines, line = _broken(head[:-1], margin)
+    return [*lines, line + head[-1]]
+
+
+def _last(tail: str, margin: str) -> list[str]:
+    """What stands behind it, likewise."""
+    if len(margin + tail) <= WIDTH or _outermost(tail[1:])[0] < 0:
+        return [margin + tail]
+    line, *lines = _broken(tail[1:], "")
+    return [margin + tail[0] + line, *(margin + line for line in lines)]
 
 
 def _is_comprehension(text: str) -> bool:

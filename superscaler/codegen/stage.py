@@ -14,6 +14,7 @@ from superscaler.codegen.program import (
     Part,
     Program,
     Send,
+    ToHost,
     reads_of,
     writes_of,
 )
@@ -198,7 +199,8 @@ class Stage:
         """A short name for a value."""
         if name not in self.program.values:
             return identifier(name)
-        return self.hints[self.value(name).tensor]
+        hint = self.hints[self.value(name).tensor]
+        return f"{hint}_host" if self.value(name).host else hint
 
     @cached_property
     def large_bytes(self) -> int:
@@ -216,9 +218,9 @@ class Stage:
         return count * DTYPE_BYTES[value.dtype]
 
     def is_under_way(self, name: str, but: Instruction | None = None) -> bool:
-        """Whether a value is sent, or summed while the program goes on, and so must not be overwritten."""
+        """Whether a value is sent, stowed or summed while the program goes on, and so must not be overwritten."""
         return any(
-            isinstance(reader, Send) or (isinstance(reader, Collective) and reader.is_started)
+            isinstance(reader, Send | ToHost) or (isinstance(reader, Collective) and reader.is_started)
             for _, reader in self.readers.get(name, ())
             if reader is not but
         )

@@ -65,7 +65,7 @@ class Planner:
     stored_as_updated: set[str] = field(default_factory=set)
     """Parameters that are stored in the layout their update reads."""
     on_host: set[str] = field(default_factory=set)
-    """Optimizer states that are kept in host memory."""
+    """Optimizer states that are kept in host memory, and activations that wait there."""
     co_sharded: list[CoShard] = field(default_factory=list)
     """Axes of blocks that run piece after piece."""
     is_rewritten: bool = False
@@ -407,6 +407,41 @@ class Planner:
             self.on_host |= found
             if found:
                 self.notes.setdefault(name, []).append(f"its states are in host memory by {self.speaker}")
+
+    def offload_activations(self, what: Selection) -> None:
+        """Let what the backward of these operators reads of the forward wait for it in host memory.
+
+        It leaves the device behind the forward of its layer, and each layer that reads it in the backward fetches it.
+        Of what is computed again, that is what the repetition begins with.
+
+        Args:
+            what: Layers, or any operators: backward ones count, and those that forward ones gave rise to.
+
+        Raises:
+            PlanError: Their backward reads nothing that the forward made.
+        """
+        line = self.speaker
+        calls = {operator.origin for operator in what if operator.phase is Phase.FORWARD} - {-1}
+        chosen = {operator.name for operator in what}
+        found: set[str] = set()
+        for operator in self.graph.operators:
+            if operator.phase is Phase.BACKWARD and (operator.name in chosen or operator.origin in calls):
+                saved = {name for name in operator.reads if self._is_made_in_forward(name)}
+                found |= saved
+                if saved:
+                    self.notes.setdefault(operator.name, []).append(
+                        f"what the forward left for it is in host memory by {line}"
+                    )
+        if not found:
+            raise PlanError(
+                f"{what.description} leaves nothing for a backward that could wait in host memory",
+                where=line,
+                remedy="choose layers of a model that is trained, which are not computed again from its inputs alone",
+            )
+        self.on_host |= found
+
+    def _is_made_in_forward(self, name: str) -> bool:
+        return name in self.graph.writer and self.graph.writer[name].phase is Phase.FORWARD
 
     def _states_of(self, update: Operator) -> set[str]:
         return {name for name in update.reads if self.graph.tensors[name].role is Role.STATE}

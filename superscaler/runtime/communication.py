@@ -21,7 +21,7 @@ from superscaler.runtime.flat_messages import (
     overwrite,
 )
 from superscaler.runtime.groups import Axis, Giver, Way, create_groups, partner
-from superscaler.runtime.host_memory import in_host_memory
+from superscaler.runtime.host_memory import HostMoves, in_host_memory
 from superscaler.runtime.pending_sends import PendingSends
 from superscaler.runtime.started import (
     GatheredAhead,
@@ -77,6 +77,7 @@ class Runtime:
             )
         self._sends = PendingSends(is_gloo=self.device.type == "cpu")
         self._reductions = Reductions()
+        self._host_moves = HostMoves(self.device)
         self._handed: defaultdict[tuple[int, int] | str, deque[Tensor]] = defaultdict(deque)
 
     def use_sizes(self, sizes: Mapping[str, int], exchanges: Mapping[str, Any]) -> None:
@@ -108,6 +109,16 @@ class Runtime:
     def to_device(self, x: Tensor) -> Tensor:
         """A copy on this rank's device of what lies in host memory."""
         return x.to(self.device, copy=True)
+
+    def stow(self, *x: Tensor) -> tuple[Tensor, ...]:
+        """What a forward leaves for its backward, moved to host memory while the device computes."""
+        return self._host_moves.stow(x)
+
+    def fetch(self, *x: Tensor) -> tuple[Tensor, ...]:
+        """What was stowed, on this rank's device again."""
+        return self._host_moves.fetch(x)
+
+    # collectives
 
     @overload
     def all_reduce(self, x: Tensor, axis: Axis, op: str = "sum") -> Tensor: ...

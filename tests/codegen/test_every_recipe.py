@@ -32,6 +32,8 @@ SAYING = {
     "recompute=layers": ("gpt", "recompute,tp=2"),
     "recompute=full": ("gpt", "recompute=full,pp=2,micro_batches=2"),
     "offload=optimizer": ("gpt", "offload=optimizer,dp=2,zero=1"),
+    "offload=activations": ("gpt", "offload=activations,pp=2,micro_batches=2"),
+    "offload=optimizer+activations": ("gpt", "offload=optimizer+activations,tp=2,sp"),
     "micro_batches=N": ("gpt", "micro_batches=4"),
     "virtual=N": ("gpt", "pp=2,schedule=interleaved,virtual=2,micro_batches=4"),
 }

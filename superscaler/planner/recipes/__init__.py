@@ -8,7 +8,11 @@ from superscaler.planner.recipes.co_sharding import co_shard_layers
 from superscaler.planner.recipes.context_parallelism import context_parallel
 from superscaler.planner.recipes.data_parallelism import data_parallel
 from superscaler.planner.recipes.expert_parallelism import expert_parallel
-from superscaler.planner.recipes.offloading import offload_optimizer
+from superscaler.planner.recipes.offloading import (
+    offload_activations,
+    offload_optimizer,
+    offload_optimizer_and_activations,
+)
 from superscaler.planner.recipes.pipelines import pipeline, place_stages, scheduled_pipeline
 from superscaler.planner.recipes.plan_string import PlanOptions, explain_words, parse_plan, recipe, words
 from superscaler.planner.recipes.recomputation import recompute_attention, recompute_layers, recompute_stages
@@ -22,7 +26,8 @@ from superscaler.planner.recipes.tensor_parallelism import (
 
 __all__ = [
     "RECIPES", "PlanOptions", "Recipe", "co_shard_layers", "context_parallel", "data_parallel", "expert_parallel",
-    "explain_words", "gradient_sharding", "offload_optimizer", "optimizer_sharding", "parameter_sharding",
+    "explain_words", "gradient_sharding", "offload_activations", "offload_optimizer",
+    "offload_optimizer_and_activations", "optimizer_sharding", "parameter_sharding",
     "parse_plan", "pipeline", "place_stages", "recipe", "recompute_attention", "recompute_layers",
     "recompute_stages", "scheduled_pipeline", "sequence_parallel", "tensor_parallel", "tensor_parallel_axes", "words",
 ]  # fmt: skip

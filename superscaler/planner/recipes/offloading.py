@@ -1,6 +1,7 @@
 """Offloading: what waits in host memory until it is used."""
 
 from superscaler.planner.planner import Planner
+from superscaler.planner.recipes.blocks import forward_of_layers, selected
 
 
 def offload_optimizer(p: Planner) -> None:
@@ -12,3 +13,26 @@ def offload_optimizer(p: Planner) -> None:
         PlanError: The optimizer has no states.
     """
     p.offload(p.everything())
+
+
+def offload_activations(p: Planner) -> None:
+    """Let what layers leave for their backward wait in host memory, not the device's (ZeRO-Infinity, arXiv 2104.07857).
+
+    A layer's activations leave behind its forward and are fetched for its backward, so that one layer's are on the
+    device at a time. With recomputation, they are the layers' inputs alone.
+
+    Raises:
+        PlanError: The model has no layers that leave anything for a backward.
+    """
+    operators = [operator for layer in forward_of_layers(p) for operator in layer]
+    p.offload_activations(selected(p, operators, f"layers of {p.graph.name!r}"))
+
+
+def offload_optimizer_and_activations(p: Planner) -> None:
+    """Keep in host memory both optimizer states and what layers leave for their backward (ZeRO-Infinity).
+
+    Raises:
+        PlanError: One of the two does not exist.
+    """
+    offload_optimizer(p)
+    offload_activations(p)

@@ -11,7 +11,11 @@ from superscaler.planner.recipes.co_sharding import co_shard_layers
 from superscaler.planner.recipes.context_parallelism import context_parallel
 from superscaler.planner.recipes.data_parallelism import data_parallel
 from superscaler.planner.recipes.expert_parallelism import expert_parallel
-from superscaler.planner.recipes.offloading import offload_optimizer
+from superscaler.planner.recipes.offloading import (
+    offload_activations,
+    offload_optimizer,
+    offload_optimizer_and_activations,
+)
 from superscaler.planner.recipes.pipelines import pipeline
 from superscaler.planner.recipes.recomputation import recompute_attention, recompute_layers, recompute_stages
 from superscaler.planner.recipes.sharding import gradient_sharding, optimizer_sharding, parameter_sharding
@@ -128,6 +132,8 @@ RECIPES: tuple[Recipe, ...] = (
     _row("recompute=layers", recompute_layers),
     _row("recompute=full", recompute_stages),
     _row("offload=optimizer", offload_optimizer),
+    _row("offload=activations", offload_activations),
+    _row("offload=optimizer+activations", offload_optimizer_and_activations),
 )
 """All recipes, in the order in which a plan string's are applied."""
 
