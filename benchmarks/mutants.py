@@ -139,7 +139,7 @@ def _misdirected(
 
 
 def _resembling(program: Program, part: Part, index: int, name: str) -> str:
-    """The last value before an instruction, of another name, that has the same local shape and dtype."""
+    """The last value before an instruction, of another name, with the same local shape, dtype and place."""
     wanted = program.values.get(name)
     if wanted is None:
         return ""
@@ -157,7 +157,8 @@ def _resembling(program: Program, part: Part, index: int, name: str) -> str:
         candidates += [i.write for _, i in program.instructions() if isinstance(i, Keep)]
 
     def resembles(value: LocalValue) -> bool:
-        return (value.shape, value.dtype) == (wanted.shape, wanted.dtype) and value.name != name
+        alike = (value.shape, value.dtype, value.host) == (wanted.shape, wanted.dtype, wanted.host)
+        return alike and value.name != name
 
     return next((other for other in reversed(candidates) if resembles(program.values[other])), "")
 

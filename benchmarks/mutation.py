@@ -55,6 +55,10 @@ PLANS: dict[str, tuple[int, Callable[[Planner], None]]] = {
     "dp=2,zero=1": (2, recipe("dp=2,zero=1")),
     "dp=2,zero=3": (2, recipe("dp=2,zero=3")),
     "dp=2,zero=1,offload=optimizer": (2, recipe("dp=2,zero=1,offload=optimizer")),
+    "pp=2,schedule=zb-h1,micro_batches=2,offload=activations": (
+        2,
+        recipe("pp=2,schedule=zb-h1,micro_batches=2,offload=activations"),
+    ),
     "dp=2,zero=2,micro_batches=2": (2, recipe("dp=2,zero=2,micro_batches=2")),
     "dp=2,tp=2": (4, recipe("dp=2,tp=2")),
     "tp=2,sp": (2, recipe("tp=2,sp")),

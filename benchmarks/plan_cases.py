@@ -127,6 +127,10 @@ CASES = (
          "A selection per block: here the layers of the first stage, which stores the most micro-batches."),
     Case("optimizer states in host memory", "gpt", "dp=2,zero=1,offload=optimizer",
          "As ZeRO-1; the states wait in host memory, and are on the device for the update of their parameter."),
+    Case("activations in host memory", "gpt", "pp=2,micro_batches=4,offload=activations",
+         "What layers leave for their backward waits in host memory; a layer's is on the device at a time."),
+    Case("states and activations in host memory", "gpt", "dp=2,recompute,offload=optimizer+activations",
+         "Of activations the layers' inputs alone are left, and they wait in host memory, as the states do."),
     Case("co-shard", "gpt", "co_shard=2",
          "Heads and hidden units of each layer run in two pieces, one after another on the same device, and run "
          "again in the backward: of what lies inside a layer one piece exists at a time."),

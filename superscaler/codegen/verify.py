@@ -166,7 +166,8 @@ def _check_memory(plan: Plan, program: Program) -> None:
 def _memory_remedy(activations: int, states: int, parameters: int) -> str:
     if activations >= max(states, parameters):
         return (
-            "use more micro_batches with schedule=1f1b, or more dp or tp, to keep fewer activations at once"
+            "use more micro_batches with schedule=1f1b, or more dp or tp, to keep fewer activations at once, "
+            "or offload=activations to keep them in host memory"
         )
     if states >= parameters:
         return (

@@ -1,4 +1,4 @@
-"""States and activations in host memory: the same numbers, less memory on the device, and no read of what is not there."""
+"""What waits in host memory: the same numbers, less memory on the device, and no read of what is not there."""
 
 from dataclasses import replace
 from importlib import import_module
