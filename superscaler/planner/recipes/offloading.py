@@ -16,7 +16,7 @@ def offload_optimizer(p: Planner) -> None:
 
 
 def offload_activations(p: Planner) -> None:
-    """Let what layers leave for their backward wait in host memory, not the device's (ZeRO-Infinity, arXiv 2104.07857).
+    """Let what layers leave for their backward wait in host memory (as ZeRO-Infinity, arXiv 2104.07857).
 
     A layer's activations leave behind its forward and are fetched for its backward, so that one layer's are on the
     device at a time. With recomputation, they are the layers' inputs alone.
@@ -29,7 +29,7 @@ def offload_activations(p: Planner) -> None:
 
 
 def offload_optimizer_and_activations(p: Planner) -> None:
-    """Keep in host memory both optimizer states and what layers leave for their backward (ZeRO-Infinity).
+    """Keep optimizer states and layers' activations in host memory (as ZeRO-Infinity, arXiv 2104.07857).
 
     Raises:
         PlanError: One of the two does not exist.
