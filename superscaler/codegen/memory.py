@@ -7,8 +7,9 @@ from math import prod
 
 from superscaler.codegen.instruction_text import describe
 from superscaler.codegen.offload import Move, moved_together, overwritten_in_fetched
-from superscaler.codegen.overlap import arriving, coming
+from superscaler.codegen.overlap import arriving, buckets, coming
 from superscaler.codegen.program import (
+    Collective,
     Compute,
     Free,
     FromHost,
@@ -27,7 +28,7 @@ from superscaler.ir.graph import Phase
 from superscaler.ir.optimizers import OPTIMIZERS
 from superscaler.ir.tensor import DTYPE_BYTES, Role
 from superscaler.planner.schedule import Task
-from superscaler.planner.steps import uses_time
+from superscaler.planner.steps import StepKind, uses_time
 
 
 def free_values(program: Program) -> Program:
@@ -154,6 +155,7 @@ class _Account:
             if part.phase.is_repeated and isinstance(i, ToHost | FromHost):
                 self.saved.add(i.read if isinstance(i, ToHost) else i.write)
         self._find_roots()
+        self._find_buckets()
         self.saved = set(map(self._root, self.saved))
         self.base: Counter[str] = self._bytes(self.resident)
         self.best: MemoryUse | None = None
@@ -303,6 +305,20 @@ class _Account:
                 for kind in (ToHost, FromHost):
                     for group in moved_together(body, kind):
                         self._share_moved(group)
+
+    def _find_buckets(self) -> None:
+        """Sums that are started lie in a bucket together, or alone where they were made."""
+        for body in self.program.bodies.values():
+            started = {i.write: i for i in body if isinstance(i, Collective) and i.is_started}
+            for bucket in buckets(body, self.program.values, self._size):
+                first = bucket[0].write
+                self.sizes[first] = sum(self._size(i.write) for i in bucket)
+                self.root |= {i.write: first for i in bucket}
+                for i in bucket:
+                    del started[i.write]
+            for write, i in started.items():
+                if i.step.kind is StepKind.ALL_REDUCE:
+                    self.root[write] = self._root(i.read)
 
     def _share_moved(self, group: Sequence[Move]) -> None:
         """Values moved together share memory where they did before, if moving all of that is less than each alone."""

@@ -6,7 +6,7 @@ body; those that scatter, so that whole gradients can be forgotten, one layer la
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -16,9 +16,11 @@ from superscaler.codegen.program import (
     Collective,
     Instruction,
     Keep,
+    LocalValue,
     Program,
     reads_of,
 )
+from superscaler.ir.bucket import has_room, travels_alone
 from superscaler.ir.graph import Phase
 from superscaler.planner.layers import layers as find_layers
 from superscaler.planner.plan import Plan
@@ -125,16 +127,43 @@ class _Overlap:
 
 
 def arriving(body: Sequence[Instruction]) -> dict[int, list[str]]:
-    """Place of an `Await` -> what the reductions read that have arrived by then: it must stay until there."""
+    """Place of an `Await` -> what must stay until there: results in their bucket, and what reductions scatter."""
     found: dict[int, list[str]] = {}
     under_way: list[str] = []
     for place, instruction in enumerate(body):
         if isinstance(instruction, Collective) and instruction.is_started:
-            under_way.append(instruction.read)
+            is_scattered = instruction.step.kind is StepKind.REDUCE_SCATTER
+            under_way.append(instruction.read if is_scattered else instruction.write)
         if isinstance(instruction, Await):
             done = max(0, len(under_way) - instruction.leaving)
             found[place], under_way = under_way[:done], under_way[done:]
     return found
+
+
+def buckets(
+    body: Sequence[Instruction], values: Mapping[str, LocalValue], num_bytes: Callable[[str], int]
+) -> Iterator[list[Collective]]:
+    """The sums of a body that are started and travel together, as the runtime joins them (`superscaler.ir.bucket`)."""
+    started: list[Collective] = []
+    open_buckets: dict[tuple[str, str], list[Collective]] = {}
+    for instruction in body:
+        if isinstance(instruction, Await):
+            done = started[: len(started) - instruction.leaving]
+            started = started[len(done) :]
+            for kind in [kind for kind, bucket in open_buckets.items() if bucket[0] in done]:
+                yield open_buckets.pop(kind)
+        if not (isinstance(instruction, Collective) and instruction.is_started):
+            continue
+        started.append(instruction)
+        if instruction.step.kind is not StepKind.ALL_REDUCE or travels_alone(num_bytes(instruction.read)):
+            continue
+        kind = instruction.step.axis, values[instruction.read].dtype
+        bucket = open_buckets.setdefault(kind, [])
+        if bucket and not has_room(sum(num_bytes(i.read) for i in bucket), num_bytes(instruction.read)):
+            yield open_buckets.pop(kind)
+            bucket = open_buckets.setdefault(kind, [])
+        bucket.append(instruction)
+    yield from open_buckets.values()
 
 
 def coming(body: Sequence[Instruction]) -> dict[int, list[str]]:

@@ -194,7 +194,10 @@ class Runtime:
         return join_pieces(axis.from_group(received), concat_dim)
 
     def start_all_reduce(self, x: Tensor, axis: Axis, into: dict[str, Tensor], name: str) -> None:
-        """Start to sum `x` over `axis`, overwriting it; `wait` puts the sum into ``into[name]``, or adds it there."""
+        """Start to sum `x` over `axis`; `wait` puts the sum into ``into[name]``, or adds it there.
+
+        A small `x` is copied, a large one overwritten: either way it is not to be used any more.
+        """
         with self._naming("start_all_reduce", axis.name, axis.ranks):
             self._reductions.start(Reduction(x, axis, None, into, name))
 

@@ -2,6 +2,10 @@
 
 Tensors below a limit travel with others of their kind, the rest alone and uncopied. Programs start them in one order on
 all ranks of a group, and wait for them in that order, so that all launch the same messages alike.
+
+What is summed whole is copied into a bucket as soon as it is made, and stays there. So its own memory is free again at
+once, and serves for the next gradient. Gradients that stayed where they were made, between activations that come and
+go, would leave holes behind which are too small for the gradients of the next step.
 """
 
 from collections import deque
@@ -14,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from superscaler.ir.bucket import BUCKET_BYTES, has_room, travels_alone
 from superscaler.runtime.flat_messages import (
     JOINED_BYTES,
     buckets,
@@ -41,17 +46,10 @@ class Message:
         return self._results
 
 
-def start_all_reduce(xs: Sequence[Tensor], axis: Axis) -> Message:
-    """Sum tensors of one dtype over an axis; one that is alone and contiguous is overwritten."""
-    flat = xs[0].reshape(-1) if len(xs) == 1 else torch.cat([x.reshape(-1) for x in xs])
-    shapes = [x.shape for x in xs]
+def start_all_reduce(flat: Tensor, parts: Sequence[Tensor], axis: Axis) -> Message:
+    """Sum a contiguous tensor over an axis, in place; its parts are the results."""
     work = dist.all_reduce(flat, group=axis.group, async_op=True)
-
-    def unpack() -> list[Tensor]:
-        parts = flat.split([shape.numel() for shape in shapes])
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-
-    return Message(work, unpack)
+    return Message(work, lambda: list(parts))
 
 
 def start_reduce_scatter(xs: Sequence[Tensor], axis: Axis, dims: Sequence[int]) -> Message:
@@ -114,38 +112,106 @@ class Reduction:
 
 
 @dataclass
+class Bucket:
+    """Memory in which sums travel together."""
+
+    flat: Tensor
+    parts: list[Tensor] = field(default_factory=list)
+    """Those put in, as views."""
+    reductions: list[Reduction] = field(default_factory=list)
+    filled: int = 0
+    """Elements."""
+
+    def has_room(self, x: Tensor) -> bool:
+        """Whether `x` fits in, too."""
+        is_within = self.filled + x.numel() <= self.flat.numel()
+        return is_within and has_room(self.filled * x.itemsize, x.nbytes)
+
+    def put(self, reduction: Reduction) -> None:
+        """Copy what is to be summed to the end."""
+        x = reduction.x
+        part = self.flat[self.filled : self.filled + x.numel()].view(x.shape)
+        self.parts.append(part.copy_(x))
+        reduction.x = part
+        self.reductions.append(reduction)
+        self.filled += x.numel()
+
+    def launch(self) -> None:
+        """Set all of it on its way."""
+        message = start_all_reduce(self.flat[: self.filled], self.parts, self.reductions[0].axis)
+        _carry(message, self.reductions)
+
+
+@dataclass
 class Reductions:
     """Reductions under way, oldest first."""
 
     order: deque[Reduction] = field(default_factory=deque)
     small: dict[tuple[str, bool, torch.dtype], list[Reduction]] = field(default_factory=dict)
-    """Those that wait for others to travel with, by kind."""
+    """Those that scatter and wait for others to travel with, by kind."""
+    open: dict[tuple[str, bool, torch.dtype], Bucket] = field(default_factory=dict)
+    """The bucket that is being filled, by kind."""
+    sizes: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Elements that came together last time in the bucket that begins with this tensor over this axis."""
 
     def start(self, reduction: Reduction) -> None:
         """Launch it, alone or with those that wait, or let it wait for others."""
         self.order.append(reduction)
-        limit = JOINED_BYTES[reduction.x.device.type]
-        if reduction.x.nbytes >= limit:
-            _launch([reduction])
-            return
-        together = self.small.setdefault(reduction.kind, [])
-        together.append(reduction)
-        if sum(one.x.nbytes for one in together) >= limit:
-            _launch(self.small.pop(reduction.kind))
+        if reduction.dim is None:
+            self._start_all_reduce(reduction)
+        else:
+            self._start_reduce_scatter(reduction)
 
     def wait(self, leaving: int) -> None:
         """Finish all but the last `leaving` that were started."""
         while len(self.order) > leaving:
             reduction = self.order.popleft()
-            if reduction.message is None:
-                _launch(self.small.pop(reduction.kind))
+            if reduction.message is None and reduction.dim is None:
+                self._close(reduction.kind)
+            elif reduction.message is None:
+                _launch_scattering(self.small.pop(reduction.kind))
             reduction.finish()
 
+    def _start_all_reduce(self, reduction: Reduction) -> None:
+        x, kind = reduction.x, reduction.kind
+        if travels_alone(x.nbytes):
+            flat = x.contiguous()
+            _carry(start_all_reduce(flat, [flat], reduction.axis), [reduction])
+            return
+        if kind in self.open and not self.open[kind].has_room(x):
+            self._close(kind)
+        if kind not in self.open:
+            known = self.sizes.get((kind[0], reduction.name), BUCKET_BYTES // x.itemsize)
+            self.open[kind] = Bucket(x.new_empty(max(known, x.numel())))
+        bucket = self.open[kind]
+        bucket.put(reduction)
+        if bucket.filled == bucket.flat.numel():
+            self._close(kind)
 
-def _launch(reductions: Sequence[Reduction]) -> None:
-    xs, axis = [reduction.x for reduction in reductions], reductions[0].axis
+    def _close(self, kind: tuple[str, bool, torch.dtype]) -> None:
+        bucket = self.open.pop(kind)
+        self.sizes[kind[0], bucket.reductions[0].name] = bucket.filled
+        bucket.launch()
+
+    def _start_reduce_scatter(self, reduction: Reduction) -> None:
+        limit = JOINED_BYTES[reduction.x.device.type]
+        if reduction.x.nbytes >= limit:
+            _launch_scattering([reduction])
+            return
+        together = self.small.setdefault(reduction.kind, [])
+        together.append(reduction)
+        if sum(one.x.nbytes for one in together) >= limit:
+            _launch_scattering(self.small.pop(reduction.kind))
+
+
+def _launch_scattering(reductions: Sequence[Reduction]) -> None:
     dims = [reduction.dim for reduction in reductions if reduction.dim is not None]
-    message = start_reduce_scatter(xs, axis, dims) if dims else start_all_reduce(xs, axis)
+    _carry(
+        start_reduce_scatter([reduction.x for reduction in reductions], reductions[0].axis, dims), reductions
+    )
+
+
+def _carry(message: Message, reductions: Sequence[Reduction]) -> None:
     for place, reduction in enumerate(reductions):
         reduction.message, reduction.place = message, place
 

@@ -1,12 +1,21 @@
+import gc
 from dataclasses import replace
 
 import pytest
+import torch
 
+from benchmarks.memory_watch import MemoryWatch
+from superscaler import compiler
 from superscaler.codegen.memory import free_values, peak_memory
 from superscaler.codegen.program import Free, reads_of, writes_of
 from superscaler.ir.graph import Phase
 from superscaler.ir.tensor import Role
+from superscaler.planner.cluster import Cluster
+from superscaler.runtime.build import read_build
+from superscaler.runtime.session import load_module, make_runtime
+from superscaler.runtime.weights import load_weights
 from tests.codegen.plans import planned, programs_of, tiny_gpt
+from tests.runtime.ranks import run_ranks
 
 
 @pytest.mark.parametrize("how", ["none", "tp=2,sp", "dp=2,tp=2,pp=2,micro_batches=4"])
@@ -84,6 +93,32 @@ def _unrolled(program):
             storages = {storage for storage in alive.values() if storage[0] not in account.resident}
             most = max(most, base + sum(account._bytes([root]).total() for root, _ in storages))
     return most
+
+
+def held_in_the_third_step(rank, folder, inputs):
+    build = read_build(folder)
+    runtime = make_runtime(build, rank, torch.device("cpu"))
+    module = load_module(folder, build.program_of(rank))
+    start = load_weights(None, build, rank, torch.device("cpu"))
+    batches = [{name: value.chunk(2)[rank] for name, value in inputs.items()}]
+    for step in (1, 2):
+        module.train_step(start.weights, start.states, batches, step, runtime)
+    gc.collect()
+    with MemoryWatch((start.weights, start.states, batches), torch.device("cpu")) as watch:
+        module.train_step(start.weights, start.states, batches, 3, runtime)
+    return watch.most_bytes
+
+
+@pytest.mark.ranks
+def test_gradients_in_buckets_weigh_what_two_ranks_measure(tmp_path):
+    """From the first gradient on there is the memory for all of them; each is copied there and forgotten."""
+    _, inputs, graph = tiny_gpt(layers=4)
+    made = compiler.plan(graph, Cluster.local(2), "dp=2")
+    made.save(tmp_path / "build")
+    use = peak_memory(made.programs[0])
+    assert use.gradients >= use.parameters
+    for measured in run_ranks(held_in_the_third_step, 2, tmp_path, tmp_path / "build", inputs):
+        assert measured == pytest.approx(use.total, rel=0.02)
 
 
 def test_uneven_pieces_count_with_the_largest():

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from superscaler.ir import bucket
 from superscaler.ir.mesh import Mesh
+from superscaler.runtime import started as started_file
 from superscaler.runtime.communication import CommunicationError, Runtime
 from tests.runtime.ranks import run_ranks
 
@@ -179,6 +181,28 @@ def started(rank):
     assert len(sums) == len(scattered) == 3
 
 
+def joined(rank):
+    """Two steps: the second knows how much comes together."""
+    bucket.BUCKET_BYTES = started_file.BUCKET_BYTES = 1000  # in this process
+    rt = Runtime(rank, [MESH])
+    tp = rt.axis("tp")
+    shapes = {"large": (5, 25), "a": (2, 25), "b": (7, 7), "c": (3, 10), "d": ()}
+    for step in range(2):
+        own = {name: piece(rank + step, *shape) for name, shape in shapes.items()}
+        sums, large = {}, own["large"].data_ptr()
+        for name in shapes:
+            rt.start_all_reduce(own.pop(name), tp, sums, name)
+        rt.wait()
+        for name, total in sums.items():
+            torch.testing.assert_close(total, sum(piece(r + step, *shapes[name]) for r in tp.ranks))
+        memory = {name: total.untyped_storage() for name, total in sums.items()}
+        assert sums["large"].data_ptr() == large, "1,000 bytes stay where they are"
+        places = {name: one.data_ptr() for name, one in memory.items()}
+        assert places["a"] == places["b"] != places["c"] == places["d"], "792 bytes have room for no 240 more"
+        sizes = {name: memory[name].nbytes() for name in ("a", "c")}
+        assert sizes == ({"a": 792, "c": 248} if step else {"a": 1000, "c": 1000})
+
+
 def gathered(rank):
     rt = Runtime(rank, [MESH])
     tp = rt.axis("tp")
@@ -195,6 +219,6 @@ def gathered(rank):
     assert next(ahead, None) is None
 
 
-@pytest.mark.parametrize("function", [started, gathered])
+@pytest.mark.parametrize("function", [started, joined, gathered])
 def test_what_is_started_arrives_in_order_and_equals_what_is_waited_for_at_once(tmp_path, function):
     run_ranks(function, 4, tmp_path)
