@@ -35,7 +35,7 @@ from superscaler.ir.optimizers import AdamW
 from superscaler.ir.trace import trace
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.recipes import RECIPES, words
-from superscaler.planner.recipes.table import NUMBERS
+from superscaler.planner.recipes.table import LISTS, NUMBERS
 
 BATCH, STEPS = 8, 3
 TOLERANCE = 1e-10
@@ -199,6 +199,7 @@ def _words_table() -> list[str]:
         for row in RECIPES
     ]
     rows += [(f"`{key}=N`", "", about, "", "") for key, about in NUMBERS.items()]
+    rows += [(f"`{key}=N+N`", "", about, "", "") for key, about in LISTS.items()]
     return [
         f"A plan string is words joined by commas: {', '.join(f'`{word}`' for word in words())}, or `none`. In a plan "
         "script, recipes are `ss.recipes.NAME(p)`, and schedules `p.order(ss.schedules.NAME(micro_batches))`.",

@@ -86,9 +86,17 @@ class Planner:
         """The modules matching `pattern` as `count` runs of nearly equal work."""
         return split(self.graph, self.axes, pattern, count, self.speaker)
 
-    def split_layers(self, count: int) -> tuple[Selection, ...]:
-        """All layers of the model as `count` runs of nearly equal work: the stages of a pipeline."""
-        return split_layers(self.graph, self.axes, count, self.speaker)
+    def split_layers(self, count: int, layers: Sequence[int] = ()) -> tuple[Selection, ...]:
+        """All layers of the model as `count` runs: the stages of a pipeline.
+
+        Args:
+            count: How many.
+            layers: Of each run, counted as finely as can be; empty: such that their work is nearly equal.
+
+        Raises:
+            PlanError: There are not as many layers.
+        """
+        return split_layers(self.graph, self.axes, count, layers, self.speaker)
 
     def everything(self) -> Selection:
         """All operators."""

@@ -1,9 +1,10 @@
 """Selection: some operators of the graph, by module path and phase; what a plan script names things with."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import accumulate
 
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axes, Axis
@@ -141,12 +142,16 @@ def split(graph: Graph, axes: Axes, pattern: str, count: int, said_by: str = "")
     return _runs(graph, axes, work, count, f"modules that match {pattern!r}", said_by)
 
 
-def split_layers(graph: Graph, axes: Axes, count: int, said_by: str = "") -> tuple[Selection, ...]:
-    """All layers of a model, in order of use, as `count` runs of nearly equal work.
+def split_layers(
+    graph: Graph, axes: Axes, count: int, counts: Sequence[int] = (), said_by: str = ""
+) -> tuple[Selection, ...]:
+    """All layers of a model, in order of use, as `count` runs of nearly equal work, or of so many layers each.
 
     Raises:
-        PlanError: The model has no numbered modules, or fewer than parts.
+        PlanError: The model has no numbered modules, fewer than parts, or not as many as are counted.
     """
+    if counts:
+        return _counted_runs(graph, axes, count, counts, said_by)
     work = layers(graph, axes, count) if count > 0 else {}
     if count > 0 and not work:
         raise PlanError(
@@ -155,6 +160,22 @@ def split_layers(graph: Graph, axes: Axes, count: int, said_by: str = "") -> tup
             remedy="write a plan script that assigns modules to devices with p.assign",
         )
     return _runs(graph, axes, work, count, f"layers of {graph.name!r}", said_by)
+
+
+def _counted_runs(
+    graph: Graph, axes: Axes, count: int, counts: Sequence[int], said_by: str
+) -> tuple[Selection, ...]:
+    names = list(layers(graph, axes, len(graph.operators)))
+    if len(counts) != count or sum(counts) != len(names):
+        raise PlanError(
+            f"{'+'.join(map(str, counts))} layers for the {count} stages of {graph.name!r}, which has {len(names)}",
+            where=said_by,
+            remedy=f"give {count} numbers whose sum is {len(names)}",
+        )
+    stops = list(accumulate(counts))
+    return tuple(
+        _union(graph, axes, names[stop - own : stop]) for stop, own in zip(stops, counts, strict=True)
+    )
 
 
 def _runs(

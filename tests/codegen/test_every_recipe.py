@@ -10,7 +10,7 @@ import torch
 
 import superscaler as ss
 from superscaler.planner.recipes import RECIPES, PlanOptions, explain_words, parse_plan, words
-from superscaler.planner.recipes.table import NUMBERS, SHORT
+from superscaler.planner.recipes.table import LISTS, NUMBERS, SHORT
 from superscaler.planner.schedules import NAMED
 
 GPT = {"layers": 4, "width": 16, "heads": 4, "seq": 8, "vocab": 32}
@@ -35,6 +35,7 @@ SAYING = {
     "offload=activations": ("gpt", "offload=activations,pp=2,micro_batches=2"),
     "offload=optimizer+activations": ("gpt", "offload=optimizer+activations,tp=2,sp"),
     "micro_batches=N": ("gpt", "micro_batches=4"),
+    "layers=N+N": ("gpt", "pp=2,layers=1+3,micro_batches=4"),
     "virtual=N": ("gpt", "pp=2,schedule=interleaved,virtual=2,micro_batches=4"),
 }
 """Word -> a model and a plan string that says it; schedules not named here are those of a pipeline of any model."""
@@ -43,7 +44,8 @@ FIXED_PRECISION = {"alphafold2": 1e-5}
 
 
 def all_words():
-    return [*(row.word for row in RECIPES), *(f"{key}=N" for key in NUMBERS)]
+    lists = (f"{key}=N+N" for key in LISTS)
+    return [*(row.word for row in RECIPES), *(f"{key}=N" for key in NUMBERS), *lists]
 
 
 def saying(word):
@@ -70,7 +72,7 @@ def traced(name):
 @pytest.mark.parametrize("word", all_words())
 def test_a_plan_that_says_it_computes_what_the_model_does(word):
     name, text = saying(word)
-    assert word.removesuffix("N") in text or any(
+    assert word.removesuffix("N+N").removesuffix("N") in text or any(
         f"{key}={SHORT[key]}" == word and key in text for key in SHORT
     )
     model, inputs, graph = traced(name)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from models import mbart, swin
+from models import gpt, mbart, swin
 from superscaler.errors import PlanError
 from superscaler.ir.axes import find_axes
 from superscaler.ir.optimizers import SGD
@@ -183,3 +183,15 @@ def test_a_model_without_layers_or_with_too_few_is_refused():
     graph = gpt_graph()
     with pytest.raises(PlanError, match="the 2 layers of 'gpt' cannot make 3 parts"):
         split_layers(graph, find_axes(graph), 3)
+
+
+def test_stages_may_have_any_number_of_layers():
+    batch = gpt.example_inputs("tiny", batch=2, layers=5)
+    graph = trace(gpt.build("tiny", layers=5), batch, optimizer=SGD())
+    axes = find_axes(graph)
+    parts = split_layers(graph, axes, 2, (1, 4))
+    modules = [{o.module.split(".")[1] for o in part if o.module.startswith("h.")} for part in parts]
+    assert modules == [{"0"}, {"1", "2", "3", "4"}]
+    for counts in ((2, 2), (1, 1, 3)):
+        with pytest.raises(PlanError, match=r"give 2 numbers whose sum is 5"):
+            split_layers(graph, axes, 2, counts)

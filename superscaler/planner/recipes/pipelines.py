@@ -23,12 +23,13 @@ Devices = Sequence[Sequence[int]]
 """The devices of each row."""
 
 
-def pipeline(p: Planner, stages: int, **axes: int) -> None:
+def pipeline(p: Planner, stages: int, layers: Sequence[int] = (), **axes: int) -> None:
     """Place runs of layers of nearly equal work on groups of devices, to be ordered in time (GPipe, arXiv 1811.06965).
 
     Args:
         p: The planner.
         stages: How many, each on a group of devices of its own.
+        layers: Of each stage, where they are not to have nearly equal work.
         axes: Axes of the array of devices of each group.
 
     Raises:
@@ -38,11 +39,17 @@ def pipeline(p: Planner, stages: int, **axes: int) -> None:
     if stages == 1:
         p.assign(p.everything(), p.mesh(groups[0], **_above_one(axes)))
         return
-    place_stages(p, p.split_layers(stages), groups, tuple(((row,),) for row in range(stages)), **axes)
+    place_stages(p, p.split_layers(stages, layers), groups, tuple(((row,),) for row in range(stages)), **axes)
 
 
 def scheduled_pipeline(
-    p: Planner, schedule: str, rows: int, micro_batches: int, per_row: int = 2, **axes: int
+    p: Planner,
+    schedule: str,
+    rows: int,
+    micro_batches: int,
+    per_row: int = 2,
+    layers: Sequence[int] = (),
+    **axes: int,
 ) -> None:
     """Place the stages a named schedule is for, and order their tasks by it.
 
@@ -52,18 +59,19 @@ def scheduled_pipeline(
         rows: Rows of devices.
         micro_batches: How many the batch is cut into.
         per_row: For ``interleaved``: stages per row.
+        layers: Of each stage, where they are not to have nearly equal work.
         axes: Axes of the array of devices of each row.
 
     Raises:
         PlanError: The model has too few layers, or not what the schedule is for.
     """
     if rows == 1 and NAMED[schedule].pipeline(1).num_stages == 1:
-        pipeline(p, 1, **axes)
+        pipeline(p, 1, layers, **axes)
         p.order(NAMED[schedule].make(micro_batches))
         return
     groups = p.cluster.groups(rows)
     if schedule in PLACED_OTHERWISE:
-        p.order(PLACED_OTHERWISE[schedule](p, groups, micro_batches, axes))
+        p.order(PLACED_OTHERWISE[schedule](p, groups, micro_batches, layers, axes))
         return
     maker = NAMED[schedule].make(micro_batches)
     lanes = NAMED[schedule].pipeline(rows).lanes
@@ -76,7 +84,7 @@ def scheduled_pipeline(
             where=p.speaker,
             remedy="use an even number of them (pp=2, pp=4, ...)",
         )
-    place_stages(p, p.split_layers(len(lanes)), groups, lanes, **axes)
+    place_stages(p, p.split_layers(len(lanes), layers), groups, lanes, **axes)
     if len(lanes[0]) > 1:
         data_parallel(p, LANE)
     p.order(maker)
@@ -105,7 +113,9 @@ def _above_one(axes: dict[str, int]) -> dict[str, int]:
     return {name: size for name, size in axes.items() if size > 1}
 
 
-def _interlaced(p: Planner, groups: Devices, micro_batches: int, axes: dict[str, int]) -> ScheduleMaker:
+def _interlaced(
+    p: Planner, groups: Devices, micro_batches: int, layers: Sequence[int], axes: dict[str, int]
+) -> ScheduleMaker:
     """The vocabulary cut over all rows, the layers a pipeline (SuperScaler's interlaced pipeline, for mBART)."""
     rows = len(groups)
     vocabulary = p.axis("vocab")
@@ -115,7 +125,7 @@ def _interlaced(p: Planner, groups: Devices, micro_batches: int, axes: dict[str,
         for operator in p.graph.operators
         if any(axis.index in indices for parts in p.axes.letters[operator.name].values() for axis in parts)
     }
-    stages = p.split_layers(rows)
+    stages = p.split_layers(rows, layers)
     after = _reached(p, [operator for stage in stages for operator in stage])
     before, behind = _by_origin(p, wide, after)
     place_stages(
@@ -160,7 +170,9 @@ def _chosen(p: Planner, operators: Sequence[Operator], what: str) -> Selection:
     return Selection(p.graph, p.axes, tuple(operators), what)
 
 
-def _passes(p: Planner, groups: Devices, micro_batches: int, axes: dict[str, int]) -> ScheduleMaker:
+def _passes(
+    p: Planner, groups: Devices, micro_batches: int, layers: Sequence[int], axes: dict[str, int]
+) -> ScheduleMaker:
     """Every pass through the layers on the same rows, each pass a chunk of its own (SuperScaler's 3F1B)."""
     rows = len(groups)
     passes = find_passes(p.graph, list(find_layers(p.graph, p.axes, rows)))
@@ -172,15 +184,17 @@ def _passes(p: Planner, groups: Devices, micro_batches: int, axes: dict[str, int
             remedy="use schedule=1f1b",
         )
     stages = [
-        Selection(p.graph, p.axes, tuple(o for o in layers if passes.get(o.name) == number), f"pass {number}")
+        Selection(p.graph, p.axes, tuple(o for o in stage if passes.get(o.name) == number), f"pass {number}")
         for number in range(count)
-        for layers in p.split_layers(rows)
+        for stage in p.split_layers(rows, layers)
     ]
     place_stages(p, stages, groups, tuple(((stage % rows,),) for stage in range(count * rows)), **axes)
     return three_f_one_b(micro_batches, count)
 
 
-PLACED_OTHERWISE: dict[str, Callable[[Planner, Devices, int, dict[str, int]], ScheduleMaker]] = {
+PLACED_OTHERWISE: dict[
+    str, Callable[[Planner, Devices, int, Sequence[int], dict[str, int]], ScheduleMaker]
+] = {
     "interlaced": _interlaced,
     "3f1b": _passes,
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from superscaler.errors import PlanError
 from superscaler.planner.planner import Planner
 from superscaler.planner.recipes.pipelines import scheduled_pipeline
-from superscaler.planner.recipes.table import NUMBERS, RECIPES, SHORT, PlanOptions
+from superscaler.planner.recipes.table import LISTS, NUMBERS, RECIPES, SHORT, PlanOptions
 
 PlanScript = Callable[[Planner], None]
 
@@ -18,7 +18,7 @@ def words() -> list[str]:
     values: dict[str, list[str]] = {}
     for row in RECIPES:
         values.setdefault(row.key, []).extend(filter(None, [row.value]))
-    values |= {key: ["N"] for key in NUMBERS}
+    values |= {key: ["N"] for key in NUMBERS} | {key: ["N+N"] for key in LISTS}
     found = []
     for key, choices in values.items():
         word = "=".join(filter(None, (key, "|".join(choices))))
@@ -30,6 +30,7 @@ def explain_words() -> str:
     """A line per word: what it stands for, and whose idea it is."""
     said = {row.word: f"{row.about} ({row.source})" for row in RECIPES}
     said |= {f"{key}=N": about for key, about in NUMBERS.items()}
+    said |= {f"{key}=N+N": about for key, about in LISTS.items()}
     width = max(map(len, said))
     return "\n".join(f"  {word:<{width}}  {about}" for word, about in said.items())
 
@@ -42,7 +43,7 @@ def parse_plan(text: str) -> PlanOptions:
     """
     numbers = {*NUMBERS, *(row.key for row in RECIPES if row.value == "N")}
     choices = {row.word for row in RECIPES if row.value != "N"}
-    said: dict[str, int | str | bool] = {}
+    said: dict[str, int | str | bool | tuple[int, ...]] = {}
     for word in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = word.partition("=")
         if key in said:
@@ -51,6 +52,8 @@ def parse_plan(text: str) -> PlanOptions:
             value = SHORT[key]
         if key in numbers and value.isdecimal():
             said[key] = int(value)
+        elif key in LISTS and all(map(str.isdecimal, value.split("+"))):
+            said[key] = tuple(map(int, value.split("+")))
         elif not equals and key in choices:
             said[key] = True
         elif value and f"{key}={value}" in choices:
@@ -68,7 +71,8 @@ def parse_plan(text: str) -> PlanOptions:
 
 
 def _check(text: str, options: PlanOptions) -> None:
-    if min(*options.axes.values(), options.pp, options.co_shard, options.micro_batches, options.virtual) < 1:
+    numbers = (options.pp, options.co_shard, options.micro_batches, options.virtual, *options.layers)
+    if min(*options.axes.values(), *numbers) < 1:
         raise PlanError(f"the plan {text!r} has a number below 1", remedy="use whole numbers from 1")
     if options.zero and options.dp == 1:
         raise PlanError(
@@ -100,8 +104,9 @@ def recipe(text: str) -> PlanScript:
         place = f"schedule={options.schedule}" if options.schedule else f"pp={options.pp}"
         p.said_by = f"{place} in the plan {text!r}" if place in text else f"the plan {text!r}"
         scheduled_pipeline(
-            p, options.schedule_name, options.pp, options.micro_batches, options.virtual, **options.axes
-        )
+            p, options.schedule_name, options.pp, options.micro_batches, options.virtual, options.layers,
+            **options.axes,
+        )  # fmt: skip
         for row in RECIPES:
             word = row.word_said(options)
             if word and row.apply:

@@ -40,6 +40,7 @@ class PlanOptions:
     schedule: str = ""
     micro_batches: int = 1
     virtual: int = 2
+    layers: tuple[int, ...] = ()
 
     @property
     def num_devices(self) -> int:
@@ -142,6 +143,9 @@ NUMBERS = {
     "virtual": "stages per row of devices, of schedule=interleaved",
 }
 """Words that take a number and are no plans: they go with others."""
+
+LISTS = {"layers": "layers of each stage, in order, where they are not to have nearly equal work"}
+"""Words that take a number per stage: ``layers=5+7``."""
 
 SHORT = {"recompute": "layers"}
 """What a word means where its value is left out."""
