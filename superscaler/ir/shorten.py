@@ -117,6 +117,7 @@ def _without(graph: Graph, run: Run, bodies: Bodies) -> Graph | None:
         for name in operator.reads
         if graph.tensors[name].role.is_stored and not {o.name for o in graph.readers[name]} - removed
     }
+    lost = written | stored
     bridge: dict[str, str] = {}
     for is_backward, source, stand_in in ((False, body[-2], body[1]), (True, body[2], body[-1])):
         for operator, twin in zip(source, stand_in, strict=True):
@@ -133,7 +134,7 @@ def _without(graph: Graph, run: Run, bodies: Bodies) -> Graph | None:
     shorter = replace(
         graph,
         operators=tuple(operators),
-        tensors={name: tensor for name, tensor in graph.tensors.items() if name not in written | stored},
+        tensors={name: tensor for name, tensor in graph.tensors.items() if name not in lost},
         updates={name: new for name, new in graph.updates.items() if name not in stored},
         gradients={name: gradient for name, gradient in graph.gradients.items() if name not in stored},
         values={name: value for name, value in graph.values.items() if name not in stored},

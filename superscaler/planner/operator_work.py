@@ -23,11 +23,16 @@ matrix products for two."""
 def operator_work(axes: Axes, operator: Operator) -> float:
     """Arithmetic of an operator, as if it took its operands in one by one, each time a product of two.
 
-    So attention is two products, of queries with keys and of the scores with values.
+    So attention is two products, of queries with keys and of the scores with values. What picks elements of a table, or
+    adds to some, has work with these alone.
     """
     rule, letters = axes.rules[operator.name], axes.letters[operator.name]
     first, *others = [set(term.letters) for term in rule.reads] or [set()]
     written = {letter for term in rule.writes for letter in term.letters}
+    if class_of(operator) is OperatorClass.GATHER:
+        return row_of(operator).flops_per_point * min(
+            prod(axis.size for letter in term for axis in letters[letter]) for term in (first, written)
+        )
     held, steps = first, []
     for number, other in enumerate(others):
         steps.append(held | other)
