@@ -8,10 +8,7 @@ from typing import Any
 
 from superscaler.codegen.build import write_build
 from superscaler.codegen.comparison import Comparison, compare_programs_with_eager
-from superscaler.codegen.lower import lower
-from superscaler.codegen.memory import free_values
-from superscaler.codegen.offload import offload
-from superscaler.codegen.overlap import overlap
+from superscaler.codegen.make_programs import make_programs
 from superscaler.codegen.program import Program
 from superscaler.codegen.verify import verify_programs
 from superscaler.ir.dynamic import Dynamic
@@ -36,7 +33,7 @@ class CompiledPlan(Plan):
     @cached_property
     def programs(self) -> tuple[Program, ...]:
         """One program per row."""
-        return tuple(map(free_values, offload(self, overlap(self, lower(self)))))
+        return make_programs(self)
 
     def verify(self) -> "CompiledPlan":
         """Prove that the programs compute what the graph says, on time, within memory and without deadlock.

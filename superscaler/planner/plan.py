@@ -97,23 +97,11 @@ class Plan:
 def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> Plan:
     """Run a plan script and derive everything that follows from it.
 
-    A script that asks for blocks to be computed again, or piece after piece, runs a second time, on the graph that
-    does so; one that asks for micro-batches does, on the graph that computes beforehand what sums over the whole batch.
-
     Raises:
         PlanError: The script asks for something that cannot be, or leaves an operator without a place.
     """
-    planner = _decisions(graph, cluster, script)
+    planner, materialized = place(graph, cluster, script)
     maker = planner.schedule or gpipe(1)
-    if planner.repeated or planner.co_sharded:
-        graph = rewrite(planner, maker.micro_batches)
-        planner = _decisions(graph, cluster, script, is_rewritten=True)
-    if maker.micro_batches > 1:
-        split_graph = drop_unread(compute_sums_beforehand(graph, planner.axes))
-        if split_graph.operators != graph.operators:
-            planner = _decisions(split_graph, cluster, script, is_rewritten=True)
-    placed = complete(planner, maker.micro_batches, splits_backward=maker.splits_backward)
-    materialized = materialize(placed, cluster, planner.operator_orders)
     pipeline = materialized.pipeline
     if maker.weighs_costs:
         pipeline = pipeline.with_costs(task_costs(materialized, cluster))
@@ -133,6 +121,28 @@ def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> 
     said = [planner.schedule_said_by, *(order.where for order in planner.task_orders)]
     check_schedule(materialized, ordered, ", ".join(dict.fromkeys(filter(None, said))))
     return Plan(name, cluster, materialized, ordered)
+
+
+def place(graph: Graph, cluster: Cluster, script: PlanScript) -> tuple[Planner, MaterializedGraph]:
+    """Run a plan script and derive what follows from it in space: all of a plan but its schedule.
+
+    A script that asks for blocks to be computed again, or piece after piece, runs a second time, on the graph that
+    does so; one that asks for micro-batches does, on the graph that computes beforehand what sums over the whole batch.
+
+    Raises:
+        PlanError: As `make_plan`.
+    """
+    planner = _decisions(graph, cluster, script)
+    maker = planner.schedule or gpipe(1)
+    if planner.repeated or planner.co_sharded:
+        graph = rewrite(planner, maker.micro_batches)
+        planner = _decisions(graph, cluster, script, is_rewritten=True)
+    if maker.micro_batches > 1:
+        split_graph = drop_unread(compute_sums_beforehand(graph, planner.axes))
+        if split_graph.operators != graph.operators:
+            planner = _decisions(split_graph, cluster, script, is_rewritten=True)
+    placed = complete(planner, maker.micro_batches, splits_backward=maker.splits_backward)
+    return planner, materialize(placed, cluster, planner.operator_orders)
 
 
 def _schedule(planner: Planner, maker: ScheduleMaker, pipeline: Pipeline) -> Schedule:

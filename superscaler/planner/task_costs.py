@@ -24,7 +24,7 @@ TASK_PHASES = (Phase.FORWARD, Phase.BACKWARD, Phase.WEIGHT)
 def task_costs(materialized: MaterializedGraph, cluster: Cluster) -> Costs:
     """What the tasks of each stage take on a cluster: seconds, and bytes per device."""
     seconds, latency = _Times(materialized, cluster).totals()
-    stages = [_StageMemory(materialized, number) for number in range(len(materialized.stages))]
+    stages = [StageMemory(materialized, number) for number in range(len(materialized.stages))]
     temporary = [stage.temporary for stage in stages]
     limits = tuple(
         max(
@@ -88,7 +88,7 @@ class _Times:
 
 
 @dataclass(frozen=True)
-class _StageMemory:
+class StageMemory:
     """What one micro-batch of a stage holds on a device, in bytes; views share what they are views of."""
 
     materialized: MaterializedGraph
