@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from superscaler.errors import BuildError, SuperscalerError, TraceError
+from superscaler.errors import BuildError, ProfileError, SuperscalerError, TraceError
 
 _EPILOG = """\
 examples:
@@ -19,6 +20,7 @@ examples:
   python build/gpt-run/run.py --data build/text.safetensors --out build/logits.safetensors
   superscaler check models/gpt.py:tiny --cluster local:4 --plan tp=2,pp=2,micro_batches=2
   superscaler show build/gpt
+  superscaler profile --devices 2 -o mine.yaml
   superscaler show models/gpt.py:tiny --cluster local:2 --plan tp=2,sp --communication
   superscaler show models/gpt.py:tiny --cluster local:2 --plan pp=2 --explain 'h.0.attn.q/linear'
   superscaler simulate models/gpt.py:gpt3-175b --cluster dgx-a100:16 --plan dp=2,tp=8,pp=8,micro_batches=32 --batch 64
@@ -81,6 +83,22 @@ def _parser() -> argparse.ArgumentParser:
         "--trace", type=Path, metavar="FILE", help="write what happens when, for Perfetto or chrome://tracing"
     )
     simulate.set_defaults(run=_simulate)
+    profile = commands.add_parser(
+        "profile", help="measure this machine's operators and collectives, and write a cluster file"
+    )
+    profile.add_argument("-o", "--output", required=True, type=Path, help="the .yaml file to write")
+    profile.add_argument("--devices", type=int, default=1, help="measured at the same time (default 1)")
+    profile.add_argument("--backend", choices=("gloo", "nccl"), help="of CPUs or GPUs (default GPUs if any)")
+    profile.add_argument("--quick", action="store_true", help="fewer sizes, shorter measurements")
+    profile.add_argument(
+        "--database",
+        type=Path,
+        metavar="FILE",
+        help="times of single calls, added to what is there (default profile.json in the folder SUPERSCALER_CACHE "
+        "names, else beside the output)",
+    )
+    _add_model(profile, "--model")
+    profile.set_defaults(run=_profile)
     return parser
 
 
@@ -204,6 +222,25 @@ def _write(path: Path, text: str) -> None:
         raise BuildError(
             f"cannot write {path}: {error}", remedy="name a file in a folder that exists"
         ) from error
+
+
+def _profile(options: argparse.Namespace) -> None:
+    from superscaler.profiling.profile import profile
+
+    if options.devices < 1 or options.output.suffix not in (".yaml", ".yml"):
+        raise ProfileError(
+            f"{options.devices} devices cannot be measured into {options.output}",
+            remedy="write superscaler profile --devices 2 -o mine.yaml",
+        )
+    plan = _plan(options, deferred=True) if options.model else None
+    with _progress("measuring"):
+        measured = profile(options.devices, options.backend or "", quick=options.quick, model=plan)
+    cache = os.environ.get("SUPERSCALER_CACHE")
+    database = options.database or Path(cache or options.output.parent) / "profile.json"
+    measured.save(options.output, database)
+    print(
+        f"{measured}\n{options.output}: use it as --cluster {options.output}; times of calls are in {database}"
+    )
 
 
 def _model(options: argparse.Namespace) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@
     ├── TraceError        the model cannot be captured, or an operator has no rule
     ├── PlanError         a plan that cannot be: cuts, places or orders that make no sense
     ├── VerificationError a plan or program that would compute something else, or hang
+    ├── ProfileError      a machine that cannot be measured as asked
     ├── BuildError        a build folder, data file or checkpoint that does not fit
     └── SizeError         inputs whose sizes a graph or build with sizes that vary does not allow
 
@@ -42,6 +43,10 @@ class PlanError(SuperscalerError):
 
 class VerificationError(SuperscalerError):
     """A plan or program would read what was not written, compute something else, or hang."""
+
+
+class ProfileError(SuperscalerError):
+    """The machine at hand cannot be measured as asked."""
 
 
 class BuildError(SuperscalerError):

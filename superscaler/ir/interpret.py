@@ -62,14 +62,12 @@ def call_operator(operator: Operator, reads: Sequence[Any]) -> tuple[torch.Tenso
     arguments = map_refs(operator.arguments, lambda ref: reads[ref.index])
     keywords = {key: map_refs(value, lambda ref: reads[ref.index]) for key, value in operator.keywords}
     function = resolve(call_name(operator.kind))
-    result = function(
-        *map(_own_type, arguments), **{key: _own_type(value) for key, value in keywords.items()}
-    )
+    result = function(*map(own_type, arguments), **{key: own_type(value) for key, value in keywords.items()})
     results = result if isinstance(result, (tuple, list)) else (result,)
     return tuple(item for item in results if item is not None)
 
 
-def _own_type(value: Any) -> Any:
+def own_type(value: Any) -> Any:
     """``torch.float32`` for the text of that name; everything else as it is."""
     if isinstance(value, str) and value.startswith("torch."):
         return getattr(torch, value.removeprefix("torch."))

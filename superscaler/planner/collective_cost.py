@@ -7,7 +7,7 @@ Of the transport's protocols, and of ring and tree, the fastest counts.
 from dataclasses import dataclass
 
 from superscaler.planner.device_group import DeviceGroup
-from superscaler.planner.transport import Collective, Transport
+from superscaler.planner.transport import IDEAL, Collective, Transport
 
 TREE_BANDWIDTH = 0.9
 """Fraction of a ring's bandwidth that a double binary tree reaches (NCCL's src/graph/tuning.cc)."""
@@ -94,3 +94,10 @@ def _send(num_bytes: float, group: DeviceGroup) -> _Algorithm:
     if group.num_nodes == 1:
         return _Algorithm(1, 0, num_bytes / group.link_bandwidth)
     return _Algorithm(0, 1, num_bytes / group.network_bandwidth)
+
+
+def collective_work(collective: Collective, num_bytes: float, members: int) -> tuple[float, float]:
+    """Hops, and bytes through each link, of the algorithm by which a collective in one node is priced."""
+    unit = DeviceGroup(members, 1, members, 1.0, 1.0, float("inf"), 0.0)
+    (way,) = _ways(collective, num_bytes, unit, IDEAL)
+    return way.hops, way.seconds

@@ -5,7 +5,7 @@ from itertools import accumulate
 
 from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Graph, Phase
-from superscaler.planner.operator_work import operator_work
+from superscaler.planner.arithmetic import arithmetic
 
 NEARLY_ALL = 0.9
 """Which part of a module's work its numbered modules do, if it is but a list of them."""
@@ -39,7 +39,7 @@ def module_work(graph: Graph, axes: Axes) -> dict[str, float]:
     work: dict[str, float] = {}
     for operator in graph.operators:
         if operator.phase is Phase.FORWARD:
-            work[operator.module] = work.get(operator.module, 0.0) + operator_work(axes, operator)
+            work[operator.module] = work.get(operator.module, 0.0) + arithmetic(axes, operator)
     return work
 
 

@@ -6,41 +6,17 @@ from math import prod
 
 from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Operator, Phase
-from superscaler.ir.kinds import VIEWS, row_of
+from superscaler.ir.kinds import VIEWS
 from superscaler.ir.layout import Layout
 from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import DTYPE_BYTES
+from superscaler.planner.arithmetic import arithmetic
+from superscaler.planner.device import Device
 from superscaler.planner.efficiency import OperatorClass
 from superscaler.planner.operator_class import class_of
+from superscaler.planner.operator_cost import operator_seconds
 from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.step_cost import largest_pieces, local_elements
-
-BACKWARD_WORK = {"attention_backward": 2.5}
-"""Kinds whose rule does not tell their arithmetic -> how much more it is than that of the call they belong to: five
-matrix products for two."""
-
-
-def operator_work(axes: Axes, operator: Operator) -> float:
-    """Arithmetic of an operator, as if it took its operands in one by one, each time a product of two.
-
-    So attention is two products, of queries with keys and of the scores with values. What picks elements of a table, or
-    adds to some, has work with these alone.
-    """
-    rule, letters = axes.rules[operator.name], axes.letters[operator.name]
-    first, *others = [set(term.letters) for term in rule.reads] or [set()]
-    written = {letter for term in rule.writes for letter in term.letters}
-    if class_of(operator) is OperatorClass.GATHER:
-        return row_of(operator).flops_per_point * min(
-            prod(axis.size for letter in term for axis in letters[letter]) for term in (first, written)
-        )
-    held, steps = first, []
-    for number, other in enumerate(others):
-        steps.append(held | other)
-        held = steps[-1] & written.union(*others[number + 1 :])
-    points = sum(
-        prod(axis.size for letter in step for axis in letters[letter]) for step in steps or [held | written]
-    )
-    return row_of(operator).flops_per_point * points
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +29,10 @@ class Work:
     """Read from memory and written to it."""
     dtype: str
     """Of the result."""
+
+    def seconds(self, device: Device) -> float:
+        """How long it takes a device by its curves."""
+        return operator_seconds(self.operator_class, self.flops, self.num_bytes, self.dtype, device)
 
 
 NO_WORK = Work(OperatorClass.POINTWISE, 0.0, 0.0, "float32")
@@ -87,7 +67,7 @@ class PlacedWork:
         placed, graph = self.placed, self.placed.graph
         placement = placed.placements[operator.name]
         pieces = prod(placement.mesh.size(axis) for axis in placement.used)
-        flops = self.arithmetic(operator) * _causal_share(placed, operator) / pieces
+        flops = arithmetic(placed.axes, operator) * _causal_share(placed, operator) / pieces
         operator_class = class_of(operator)
         written = [
             self._bytes(name, layout)
@@ -112,21 +92,6 @@ class PlacedWork:
 
     def _bytes(self, tensor: str, layout: Layout) -> float:
         return local_elements(layout) * DTYPE_BYTES[self.placed.graph.tensors[tensor].dtype]
-
-    def arithmetic(self, operator: Operator) -> float:
-        """Of a whole operator."""
-        if operator.kind not in BACKWARD_WORK:
-            return operator_work(self.placed.axes, operator)
-        return BACKWARD_WORK[operator.kind] * operator_work(self.placed.axes, self._forward[operator.origin])
-
-    @cached_property
-    def _forward(self) -> dict[int, Operator]:
-        """By the user's call, the operator that does it."""
-        return {
-            operator.origin: operator
-            for operator in self.placed.graph.operators
-            if operator.kind + "_backward" in BACKWARD_WORK
-        }
 
     def _is_handed_on(self, operator: str, tensor: str) -> bool:
         """Whether a tensor goes from one operator to others of the same kernel, and nowhere else."""

@@ -64,8 +64,8 @@ class Prices:
     def _work(self) -> PlacedWork:
         return PlacedWork(self.placed, self.is_fused)
 
-    def call(self, name: str, device: Device) -> str:
-        """One device's call of an operator, as a profile database names it."""
+    def call(self, name: str, device: str) -> str:
+        """The call of an operator on a kind of device, as a profile database names it."""
         placed, operator = self.placed, self.placed.graph.by_name[name]
         reads, writes = (
             [self._piece(tensor, layout) for tensor, layout in zip(names, layouts, strict=True)]
@@ -74,7 +74,7 @@ class Prices:
                 (operator.writes, placed.writes(operator)),
             )
         )
-        return call_text(operator, reads, writes, device.name)
+        return call_text(operator, reads, writes, device)
 
     def _piece(self, tensor: str, layout: Layout | None) -> str:
         """Dtype and shape of what one device holds of a tensor; the number of the step is none."""
@@ -85,8 +85,8 @@ class Prices:
         if is_view(self.placed.graph.by_name[name]):
             return 0.0
         measured = self.cluster.profiled.seconds
-        if measured and (call := self.call(name, device)) in measured:
+        if measured and (call := self.call(name, device.name)) in measured:
             return measured[call]
         work = self._work.of(name)
-        seconds = operator_seconds(work.operator_class, work.flops, work.num_bytes, work.dtype, device)
+        seconds = work.seconds(device)
         return seconds if self._work.is_started(name) else seconds - device.efficiency.launch_seconds

@@ -7,8 +7,8 @@ from functools import cached_property
 from superscaler.codegen.memory import MemoryUse, peak_memory
 from superscaler.codegen.program import Program
 from superscaler.ir.mesh import format_devices
+from superscaler.planner.arithmetic import arithmetic
 from superscaler.planner.operator_class import class_of
-from superscaler.planner.operator_work import PlacedWork
 from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.plan import Plan
 from superscaler.planner.prices import Prices
@@ -124,11 +124,10 @@ def simulate(plan: Plan, programs: Sequence[Program]) -> Simulation:
 def model_work(placed: PlacedGraph) -> dict[str, float]:
     """Arithmetic of a step's products per dtype, without what is computed again."""
     work: dict[str, float] = {}
-    placed_work = PlacedWork(placed)
     for operator in placed.graph.operators:
         if class_of(operator).is_product and not operator.is_again:
             dtype = placed.graph.tensors[operator.writes[0]].dtype
-            work[dtype] = work.get(dtype, 0.0) + placed_work.arithmetic(operator)
+            work[dtype] = work.get(dtype, 0.0) + arithmetic(placed.axes, operator)
     return work
 
 

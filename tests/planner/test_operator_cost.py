@@ -8,12 +8,12 @@ from models import mlp
 from superscaler.ir.kinds import KINDS
 from superscaler.ir.optimizers import SGD
 from superscaler.ir.trace import trace
+from superscaler.planner.arithmetic import arithmetic
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.cluster_presets import A100_80GB, PRESETS
 from superscaler.planner.efficiency import OperatorClass
 from superscaler.planner.operator_class import CLASS_OF_KIND
 from superscaler.planner.operator_cost import operator_seconds
-from superscaler.planner.operator_work import operator_work
 from superscaler.planner.plan import make_plan
 from superscaler.planner.prices import Prices
 from tests.codegen.plans import planned, tiny_gpt
@@ -63,7 +63,7 @@ def test_a_causal_attention_does_half_of_its_scores():
     placed = plan.materialized.placed
     prices = Prices(placed, plan.cluster)
     attention = next(operator for operator in placed.graph.operators if operator.kind == "attention")
-    assert prices.work(attention.name).flops == pytest.approx(operator_work(placed.axes, attention) / 2)
+    assert prices.work(attention.name).flops == pytest.approx(arithmetic(placed.axes, attention) / 2)
     backward = next(operator for operator in placed.graph.operators if operator.kind == "attention_backward")
     assert prices.work(backward.name).flops == pytest.approx(2.5 * prices.work(attention.name).flops)
 
