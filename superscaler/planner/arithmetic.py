@@ -48,7 +48,7 @@ def _elements(axes: Axes, operator: Operator) -> int:
     )
     if class_of(operator) is OperatorClass.GATHER:
         return min(reads[0], writes[0])
-    return max(*reads, *writes)
+    return max((*reads, *writes))
 
 
 def _shape(axes: Axes, tensor: str) -> Shape:
