@@ -24,14 +24,14 @@ from superscaler.planner.profile_database import ProfileDatabase
 from superscaler.planner.transport import IDEAL, Collective, Measured, Protocol, Transport
 
 NUMBERS = (
-    "num_devices", "devices_per_node", "network_cards", "memory_bytes", "memory_bandwidth",
+    "num_devices", "devices_per_node", "network_cards", "memory_bytes", "memory_bandwidth", "host_bandwidth",
     "intra_node_bandwidth", "intra_node_latency", "intra_node_efficiency",
     "inter_node_bandwidth", "inter_node_latency", "inter_node_efficiency",
 )  # fmt: skip
 """`inter_node_bandwidth`: of one device while all devices of its node send."""
 INTEGERS = ("num_devices", "devices_per_node", "network_cards", "memory_bytes")
 FIELDS = ("name", "device", "flops_per_second", *NUMBERS, "efficiency", "transport", "profiled")
-DEFAULTS = {"intra_node_efficiency": 1.0, "inter_node_efficiency": 1.0}
+DEFAULTS = {"host_bandwidth": 1.2e10, "intra_node_efficiency": 1.0, "inter_node_efficiency": 1.0}
 
 
 def load(path: str | Path) -> Cluster:
@@ -135,6 +135,7 @@ def _nodes(values: Mapping[str, Any]) -> Nodes:
         values["memory_bytes"],
         tuple((kind, speeds.get(kind, fallback)) for kind in FLOPS_CLASSES),
         values["memory_bandwidth"],
+        values["host_bandwidth"],
         _efficiency(values["efficiency"]) if "efficiency" in values else PEAK,
     )
     cards = values.get("network_cards", per_node)
@@ -157,6 +158,7 @@ def _fields(nodes: Nodes) -> dict[str, Any]:
         "memory_bytes": device.memory_bytes,
         "flops_per_second": dict(device.flops_per_second),
         "memory_bandwidth": device.memory_bandwidth,
+        "host_bandwidth": device.host_bandwidth,
         "intra_node_bandwidth": link.bandwidth,
         "intra_node_latency": link.latency,
         "intra_node_efficiency": link.efficiency,

@@ -25,6 +25,8 @@ class Device:
     """Peak arithmetic per class of dtypes: ``float64``, ``float32``, ``half``."""
     memory_bandwidth: float
     """Bytes per second between the device and its own memory."""
+    host_bandwidth: float = 1.2e10
+    """Bytes per second between the device and host memory, one way: by default what PCIe 3.0 x16 gives."""
     efficiency: Efficiency = PEAK
 
     def __post_init__(self) -> None:

@@ -28,5 +28,10 @@ def operator_seconds(
 
 
 def copy_seconds(num_bytes: float, device: Device) -> float:
-    """How long it takes to read so many bytes of the device's memory and write them elsewhere in it."""
-    return operator_seconds(OperatorClass.POINTWISE, 0.0, 2 * num_bytes, "float32", device)
+    """How long copying within the device's memory takes; `num_bytes` counts what is read and what is written."""
+    return operator_seconds(OperatorClass.POINTWISE, 0.0, num_bytes, "float32", device)
+
+
+def host_copy_seconds(num_bytes: float, device: Device) -> float:
+    """How long it takes to move so many bytes between the device and host memory."""
+    return device.efficiency.launch_seconds + num_bytes / device.host_bandwidth

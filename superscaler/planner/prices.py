@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from superscaler.ir.layout import Layout
+from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import DTYPE_BYTES
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.device import Device
-from superscaler.planner.efficiency import OperatorClass
-from superscaler.planner.operator_cost import operator_seconds
+from superscaler.planner.operator_cost import copy_seconds, host_copy_seconds
 from superscaler.planner.operator_work import PlacedWork, Work, is_view, local_shape
 from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.profile_database import call_text
@@ -31,10 +31,8 @@ class Prices:
     def operator(self, name: str) -> float:
         """One run of an operator, by its name in the graph: a `Run` of a plan, a `Compute` of a program."""
         if name not in self._operators:
-            devices = self.placed.placements[name].mesh.devices
-            self._operators[name] = max(
-                self._on_device(name, device) for device in self.cluster.kinds(devices)
-            )
+            kinds = self._kinds(self.placed.placements[name].mesh)
+            self._operators[name] = max(self._on_device(name, device) for device in kinds)
         return self._operators[name]
 
     def step(self, step: Step, tensor: str) -> float:
@@ -45,16 +43,30 @@ class Prices:
 
     def copy(self, tensor: str, layout: Layout, *, is_added: bool = False) -> float:
         """Copying the piece of a tensor that one device holds, or adding it to another."""
-        num_bytes = local_elements(layout) * DTYPE_BYTES[self.placed.graph.tensors[tensor].dtype]
-        moved = (3 if is_added else 2) * num_bytes
-        devices = self.cluster.kinds(layout.mesh.devices)
-        return max(
-            operator_seconds(OperatorClass.POINTWISE, 0.0, moved, "float32", device) for device in devices
-        )
+        moved = (3 if is_added else 2) * self._bytes(tensor, layout)
+        return max(copy_seconds(moved, device) for device in self._kinds(layout.mesh))
+
+    def host_copy(self, tensor: str, layout: Layout) -> float:
+        """Moving the piece of a tensor that one device holds to host memory, or back."""
+        num_bytes = self._bytes(tensor, layout)
+        return max(host_copy_seconds(num_bytes, device) for device in self._kinds(layout.mesh))
+
+    def _bytes(self, tensor: str, layout: Layout) -> int:
+        return local_elements(layout) * DTYPE_BYTES[self.placed.graph.tensors[tensor].dtype]
 
     def work(self, name: str) -> Work:
         """What one device does of an operator."""
         return self._work.of(name)
+
+    def _kinds(self, mesh: Mesh) -> tuple[Device, ...]:
+        """The kinds of devices of a mesh."""
+        if mesh.devices not in self._kinds_of:
+            self._kinds_of[mesh.devices] = self.cluster.kinds(mesh.devices)
+        return self._kinds_of[mesh.devices]
+
+    @cached_property
+    def _kinds_of(self) -> dict[tuple[int, ...], tuple[Device, ...]]:
+        return {}
 
     @cached_property
     def _operators(self) -> dict[str, float]:

@@ -44,7 +44,11 @@ def fit_terms(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> tupl
 
 
 def fit_device(
-    name: str, memory_bytes: int, times: Iterable[OperatorTime], speeds: Mapping[str, float]
+    name: str,
+    memory_bytes: int,
+    times: Iterable[OperatorTime],
+    speeds: Mapping[str, float],
+    host_bandwidth: float | None = None,
 ) -> Device:
     """A device whose peaks are the best that any class of operators reaches.
 
@@ -52,6 +56,7 @@ def fit_device(
         name: Of the kind of device.
         memory_bytes: Of its memory.
         times: Of operators of all classes, in float32.
+        host_bandwidth: Of copies to host memory; None: it is the same memory, read and written.
         speeds: Class of dtypes -> how much faster its large products are than those in float32.
     """
     times = list(times)
@@ -72,7 +77,9 @@ def fit_device(
         for one, (start, per_unit) in lines.items()
     )
     peaks = tuple((kind, flops * speeds[kind]) for kind in FLOPS_CLASSES)
-    return Device(name, memory_bytes, peaks, bandwidth, Efficiency(launch, curves))
+    return Device(
+        name, memory_bytes, peaks, bandwidth, host_bandwidth or bandwidth / 2, Efficiency(launch, curves)
+    )
 
 
 def fit_links(name: str, times: Iterable[CollectiveTime]) -> tuple[Link, Transport]:

@@ -11,6 +11,9 @@ from superscaler.profiling.collectives import CollectiveTime, measure_collective
 from superscaler.profiling.timing import seconds_of
 from superscaler.runtime.host_memory import keep_freed_memory
 
+HOST_COPY_BYTES = 2**26
+"""Of a copy to host memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -32,6 +35,8 @@ class Result:
     seconds: tuple[float | None, ...]
     """Per call; None: it could not be made with random values."""
     collectives: tuple[CollectiveTime, ...]
+    host_bandwidth: float | None
+    """Bytes per second to host memory; None of CPUs."""
 
 
 def measure(task: Task) -> Result:
@@ -45,11 +50,12 @@ def measure(task: Task) -> Result:
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group(task.backend)
     seconds = tuple(_seconds(call, device, task.seconds_per_call) for call in task.calls)
+    host_bandwidth = _host_bandwidth(device) if device.type == "cuda" else None
     collectives: list[CollectiveTime] = []
     if dist.is_initialized():
         collectives = measure_collectives(device, task.sizes, task.runs)
         dist.destroy_process_group()
-    return Result(seconds, tuple(collectives))
+    return Result(seconds, tuple(collectives), host_bandwidth)
 
 
 def _seconds(call: Call, device: torch.device, least_seconds: float) -> float | None:
@@ -63,3 +69,10 @@ def _seconds(call: Call, device: torch.device, least_seconds: float) -> float | 
         if dist.is_initialized():
             dist.barrier()
         return seconds_of(run, device, least_seconds) if run else None
+
+
+def _host_bandwidth(device: torch.device) -> float:
+    values = torch.ones(HOST_COPY_BYTES // 4, device=device)
+    there = torch.empty(values.shape, pin_memory=True)
+    seconds = seconds_of(lambda: there.copy_(values, non_blocking=True), device, 0.1)
+    return HOST_COPY_BYTES / seconds

@@ -114,7 +114,7 @@ def profile(
     seconds = {text: taken for text, taken in zip(calls, result.seconds, strict=True) if taken is not None}
     times = [OperatorTime(call.work, seconds[text]) for text, call in standard.items() if text in seconds]
     speeds = {kind: seconds[largest.text] / seconds[others[dtype].text] for kind, dtype in DTYPES.items()}
-    device = fit_device(name, memory_bytes, times, {"float32": 1.0, **speeds})
+    device = fit_device(name, memory_bytes, times, {"float32": 1.0, **speeds}, result.host_bandwidth)
     guess = Cluster.local(1)
     link, transport = (
         fit_links(backend, result.collectives)

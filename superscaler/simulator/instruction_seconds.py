@@ -37,7 +37,7 @@ def price_instructions(prices: Prices) -> Callable[[Program, Instruction], float
             case Mask(read=read):
                 return _copy(prices, program, read)
             case ToHost(read=read) | FromHost(read=read):
-                return _copy(prices, program, read)
+                return prices.host_copy(program.values[read].tensor, program.values[read].layout)
             case _:
                 return 0.0
 

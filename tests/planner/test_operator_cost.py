@@ -106,3 +106,12 @@ def test_devices_of_several_kinds_take_as_long_as_the_slowest():
     assert seconds(0, 8) == [*map(max, seconds(0, 1), seconds(8, 9))]
     assert seconds(0, 1) != seconds(8, 9)
     assert mixed.memory_of((0, 1)) > mixed.memory_of((0, 8)) == mixed.memory_bytes == slow.memory_bytes
+
+
+def test_host_memory_is_as_far_as_its_bus():
+    plan = planned(tiny_gpt()[2], "none")
+    placed = plan.materialized.placed
+    operator = next(operator for operator in placed.graph.operators if operator.kind == "adamw")
+    (layout, *_), tensor = placed.writes(operator), placed.graph.tensors[operator.writes[0]]
+    prices = Prices(placed, Cluster.preset("dgx-1-v100"))
+    assert prices.host_copy(tensor.name, layout) == pytest.approx(4.5e-6 + tensor.num_bytes / 12e9)
