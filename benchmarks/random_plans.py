@@ -42,6 +42,8 @@ SIZES: dict[str, dict[str, Any]] = {
 OFTEN = {"gpt": 6, "llama": 4, "moe": 3, "mbart": 4, "swin": 2, "alphafold2": 1}
 """How often each is drawn; the larger a graph, the more it costs."""
 
+OFFLOADED = ("optimizer", "activations", "optimizer+activations")
+
 SCRIPT_NAMES = MappingProxyType(
     {
         "Task": schedules.Task,
@@ -184,6 +186,8 @@ class _Author:
             words.append(self.random.choice(kinds))
         if self.chance(0.1):
             words.append("co_shard=2")
+        if self.chance(0.15):
+            words.append(f"offload={self.random.choice(OFFLOADED)}")
         if self.chance(0.7 if sizes["pp"] > 1 else 0.1):
             names = [name for name in schedules.NAMED if name != "solved" or self.chance(0.3)]
             name = self.random.choice(names)
@@ -320,8 +324,8 @@ class _Author:
         """One more decision."""
         self.random.choices(
             (self.cut_axis, self.cut_in_modules, self.cut_letter, self.use_recipe, self.recompute, self.co_shard,
-             self.shard, self.move),
-            (5, 4, 3, 4, 2, 1, 1, 1),
+             self.shard, self.move, self.offload),
+            (5, 4, 3, 4, 2, 1, 1, 1, 2),
         )[0]()  # fmt: skip
 
     def cut_axis(self) -> None:
@@ -373,6 +377,11 @@ class _Author:
         """Gradients or parameters held as updated."""
         what = self.random.choice(("keep_as_updated", "store_as_updated"))
         self.say(f"p.{what}({self.selection() if self.chance(0.5) else 'p.everything()'})")
+
+    def offload(self) -> None:
+        """States or activations that wait in host memory."""
+        what = self.random.choice(("offload", "offload_activations", "offload_activations"))
+        self.say(f"p.{what}({self.selection() if self.chance(0.6) else 'p.everything()'})")
 
     def move(self) -> None:
         """Some operators, or one phase of some, on other devices."""

@@ -90,6 +90,7 @@ class Function:
         self._last: dict[str, int] = {}
         self._here = 0
         self._items: Sequence[Any] = ()
+        self._moves: dict[str, list[Move]] = {}
 
     # values
 
@@ -157,6 +158,12 @@ class Function:
             other: Writes an item that is no instruction.
         """
         self._items = items
+        self._moves = {
+            move.write: run
+            for kind in (ToHost, FromHost)
+            for run in moved_together(items, kind)
+            for move in run
+        }
         self._last = {name: i for i, item in enumerate(items) for name in reads(item)}
         self._last.update(dict.fromkeys(outputs, len(items)))
         is_again = False
@@ -282,7 +289,7 @@ class Function:
 
     def _moved_with(self, instruction: Move) -> list[Move]:
         """What moves to or from host memory together, an instruction among it."""
-        return next(run for run in moved_together(self._items, type(instruction)) if instruction in run)
+        return self._moves[instruction.write]
 
     def _exchange(self, instruction: Exchange) -> None:
         read, write, name = instruction.read, instruction.write, instruction.name

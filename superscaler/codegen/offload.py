@@ -31,8 +31,10 @@ Move = ToHost | FromHost
 
 def offload(plan: Plan, programs: Iterable[Program]) -> tuple[Program, ...]:
     """Move what the plan keeps in host memory there, and to the device for as long as it is used."""
-    layers = find_layers(plan.graph, plan.placed.axes, len(plan.graph.operators)).keys()
     on_host = plan.placed.on_host
+    if not on_host:
+        return tuple(programs)
+    layers = find_layers(plan.graph, plan.placed.axes, len(plan.graph.operators)).keys()
     return tuple(stow_saved(_offload_stored(program, on_host), on_host, layers) for program in programs)
 
 

@@ -93,9 +93,10 @@ class _Stow:
     def _stow(self, part: Part, stowed: Mapping[str, str]) -> tuple[Instruction, ...]:
         runs = self._runs(part)
         ends: dict[int, list[Instruction]] = {}
-        for name in stowed:
-            self.values[stowed[name]] = replace(self.values[name], name=stowed[name], host=True)
-            ends.setdefault(_end(runs, name), []).append(ToHost(name, stowed[name]))
+        for name, end in _ends(runs).items():
+            if name in stowed:
+                self.values[stowed[name]] = replace(self.values[name], name=stowed[name], host=True)
+                ends.setdefault(end, []).append(ToHost(name, stowed[name]))
         return tuple(i for number, run in enumerate(runs) for i in (*run.instructions, *ends.get(number, ())))
 
     def _fetch(self, part: Part, stowed: Mapping[str, str]) -> tuple[Instruction, ...]:
@@ -129,15 +130,20 @@ class _Stow:
         return module
 
 
-def _end(runs: Sequence[_Run], name: str) -> int:
-    """The run behind which a value leaves the device: the last that reads it, if one layer alone does.
+def _ends(runs: Sequence[_Run]) -> dict[str, int]:
+    """Value -> the run behind which it may leave the device, in the order in which values are made.
 
-    Else it leaves where it is made, so that layers stay alike.
+    That is the last that reads it, if one layer alone does; else the one that makes it, so that layers stay alike.
     """
-    made = next(n for n, run in enumerate(runs) for i in run.instructions if name in writes_of(i))
-    reading = [
-        number
-        for number, run in enumerate(runs)
-        if any(name in reads_of(i) for i in run.instructions if not isinstance(i, Keep))
-    ]
-    return reading[-1] if len({runs[number].layer for number in reading}) == 1 else made
+    made: dict[str, int] = {}
+    reading: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        for instruction in run.instructions:
+            if not isinstance(instruction, Keep):
+                made |= dict.fromkeys(writes_of(instruction), number)
+                for name in reads_of(instruction):
+                    reading.setdefault(name, []).append(number)
+    return {
+        name: reading[name][-1] if len({runs[n].layer for n in reading.get(name, ())}) == 1 else made[name]
+        for name in made
+    }
