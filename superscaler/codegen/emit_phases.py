@@ -156,8 +156,7 @@ class _Writer:
             function.use("saved")
             fetched = self._fetched_whole(call, block)
             if fetched:
-                function.use("rt")
-                function.unpack(self._fetched(function, block, fetched), "rt.fetch(*saved)")
+                self._fetch(function, block, fetched)
                 instructions = instructions[len(fetched) :]
             else:
                 function.unpack(self._unpacked(function, call, block), "saved")
@@ -178,7 +177,7 @@ class _Writer:
         return Emitted(block.name, tuple(parameters), tuple(lines), frozenset(function.needs)), function
 
     def _fetched_whole(self, call: Call, block: Block) -> list[Move]:
-        """The moves a call begins with, if they fetch just what its partner saved, and it passes none of that on."""
+        """The moves a call begins with, if they fetch all that its partner saved, which is first; it passes none on."""
         partner = self.bodies.signature(block).partner
         assert partner is not None
         source = next(other for other in partner.calls if other.key == call.key)
@@ -186,19 +185,22 @@ class _Writer:
         passed = {self.bodies.value(call, block, place) for place in self.bodies.signature(block).saved}
         begins = isinstance(call.instructions[0], FromHost)
         moves = {i.read: i for i in moved_together(call.instructions, FromHost)[0]} if begins else {}
-        return [moves[name] for name in kept] if moves.keys() == set(kept) - passed == set(kept) else []
+        is_whole = moves.keys() >= set(kept) and passed.isdisjoint(moves)
+        return [moves[name] for name in dict.fromkeys((*kept, *moves))] if is_whole else []
 
-    def _fetched(self, function: Function, block: Block, moves: Sequence[Move]) -> list[str]:
-        """Names for what is fetched of what the partner stowed, by preference its own."""
+    def _fetch(self, function: Function, block: Block, moves: Sequence[Move]) -> None:
+        """Append the statement that fetches what the partner stowed, named as there, and what others did."""
         partner = self.bodies.signature(block).partner
         assert partner is not None
         theirs, first = self.emitted[id(partner)][1].scope.names, partner.calls[0]
         stowed = {i.write: i.read for i in first.instructions if isinstance(i, ToHost)}
         kept = [self.bodies.value(first, partner, place) for place in self.bodies.signature(partner).saved]
-        return [
-            function.argument(move.write, theirs.get(stowed.get(name, ""), ""))
-            for move, name in zip(moves, kept, strict=True)
-        ]
+        others = moves[len(kept) :]
+        texts = ["*saved", *(str(function.read(move.read)) for move in others)]
+        names = [theirs.get(stowed.get(name, ""), "") for name in kept] + [""] * len(others)
+        bound = [function.argument(move.write, name) for move, name in zip(moves, names, strict=True)]
+        function.use("rt")
+        function.unpack(bound, f"rt.fetch({', '.join(texts)})")
 
     def _unpacked(self, function: Function, call: Call, block: Block) -> list[str]:
         """Names for what the partner saved, by preference its own."""

@@ -102,8 +102,8 @@ class _Stow:
     def _fetch(self, part: Part, stowed: Mapping[str, str]) -> tuple[Instruction, ...]:
         result: list[Instruction] = []
         for run in self._runs(part):
-            read = dict.fromkeys(name for i in run.instructions for name in reads_of(i) if name in stowed)
-            fetched = {name: self._declare(name) for name in stowed if name in read}
+            read = (name for i in run.instructions for name in reads_of(i) if name in stowed)
+            fetched = {name: self._declare(name) for name in dict.fromkeys(read)}
             result += [FromHost(stowed[name], fetched[name]) for name in fetched]
             result += [with_reads(instruction, fetched) for instruction in run.instructions]
         return tuple(result)
@@ -131,19 +131,25 @@ class _Stow:
 
 
 def _ends(runs: Sequence[_Run]) -> dict[str, int]:
-    """Value -> the run behind which it may leave the device, in the order in which values are made.
+    """Value -> the run behind which it may leave the device.
 
-    That is the last that reads it, if one layer alone does; else the one that makes it, so that layers stay alike.
+    That is the last that reads it, if one layer alone does; else the one that makes it. So layers stay alike, and the
+    values of a run are in the order in which they come up there.
     """
     made: dict[str, int] = {}
-    reading: dict[str, list[int]] = {}
+    reading: dict[str, dict[int, None]] = {}
+    places: dict[tuple[str, int], int] = {}
     for number, run in enumerate(runs):
         for instruction in run.instructions:
-            if not isinstance(instruction, Keep):
-                made |= dict.fromkeys(writes_of(instruction), number)
-                for name in reads_of(instruction):
-                    reading.setdefault(name, []).append(number)
-    return {
-        name: reading[name][-1] if len({runs[n].layer for n in reading.get(name, ())}) == 1 else made[name]
+            if isinstance(instruction, Keep):
+                continue
+            made |= dict.fromkeys(writes_of(instruction), number)
+            for name in reads_of(instruction):
+                reading.setdefault(name, {})[number] = None
+            for name in (*reads_of(instruction), *writes_of(instruction)):
+                places.setdefault((name, number), len(places))
+    ends = {
+        name: [*reading[name]][-1] if len({runs[n].layer for n in reading.get(name, ())}) == 1 else made[name]
         for name in made
     }
+    return dict(sorted(ends.items(), key=lambda end: places[end]))

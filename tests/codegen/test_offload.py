@@ -1,5 +1,6 @@
 """What waits in host memory: the same numbers, less memory on the device, and no read of what is not there."""
 
+import re
 from dataclasses import replace
 from importlib import import_module
 from math import prod
@@ -237,6 +238,20 @@ def test_layers_stay_alike_and_stow_and_fetch_in_one_statement():
     assert source.count("rt.stow(") == source.count("rt.fetch(*saved)") == 1
     assert "for layer in range(4):" in source
     assert "for layer in reversed(range(4)):" in source
+
+
+@pytest.mark.parametrize("name", ["moe", "swin"])  # whose layers share tables of positions, or differ in part
+def test_the_source_has_the_functions_it_has_without_offload(name):
+    graph = tiny(name)[2]
+    functions = [
+        re.findall(r"^def (\w+)", emit(made, made.programs[0]), re.MULTILINE)
+        for made in (
+            compiled("none", graph),
+            compiled("offload=activations", graph),
+        )
+    ]
+    assert "block_backward" in functions[0]
+    assert functions[0] == functions[1]
 
 
 def test_what_two_phases_read_is_fetched_for_each():
