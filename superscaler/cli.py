@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "names, else beside the output)",
     )
     _add_model(profile, "--model")
-    profile.set_defaults(run=_profile)
+    profile.set_defaults(run=_profile, cluster="")
     return parser
 
 
@@ -232,6 +232,7 @@ def _profile(options: argparse.Namespace) -> None:
             f"{options.devices} devices cannot be measured into {options.output}",
             remedy="write superscaler profile --devices 2 -o mine.yaml",
         )
+    options.cluster = options.cluster or f"local:{options.devices}"
     plan = _plan(options, deferred=True) if options.model else None
     with _progress("measuring"):
         measured = profile(options.devices, options.backend or "", quick=options.quick, model=plan)

@@ -12,6 +12,8 @@ from superscaler.cli import main
 from superscaler.errors import TraceError
 from superscaler.model_reference import build_model, load_script
 from superscaler.planner.recipes import RECIPES
+from superscaler.profiling import profile as profiling
+from superscaler.profiling.standard_models import Sizes
 
 ROOT = Path(__file__).parents[1]
 GPT = str(ROOT / "models" / "gpt.py")
@@ -264,3 +266,29 @@ def test_simulate_predicts_a_step_and_writes_a_trace(capsys, tmp_path):
     code, _, err = run(capsys, "simulate", f"{GPT}:tiny", *SMALL, "--trace", str(tmp_path / "no" / "t.json"))
     assert code == 1
     assert "name a file in a folder that exists" in err
+
+
+@pytest.mark.ranks
+def test_profile_writes_a_cluster_that_other_commands_take(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(profiling.SIZES, ("cpu", True), Sizes((8,), (2, 8), (2,), (1, 4)))
+    monkeypatch.setitem(profiling.COLLECTIVE_BYTES, True, (2**10, 2**12))
+    monkeypatch.setattr(profiling, "QUICK_SECONDS", 1e-4)
+    monkeypatch.setenv("SUPERSCALER_CACHE", str(tmp_path / "cache"))
+    model, file = ["--plan", "dp=2", *SMALL], tmp_path / "mine.yaml"
+    code, out, err = run(
+        capsys, "profile", "--devices", "2", "--quick", "--backend", "gloo", "-o", str(file),
+        "--model", f"{GPT}:tiny", *model,
+    )  # fmt: skip
+    assert code == 0, err
+    assert f"--cluster {file}" in out
+    assert (tmp_path / "cache" / "profile.json").is_file()
+    code, out, err = run(capsys, "simulate", f"{GPT}:tiny", "--cluster", str(file), *model)
+    assert code == 0, err
+    assert "2 devices of profile of" in out
+
+
+@pytest.mark.parametrize("arguments", [["--devices", "0", "-o", "mine.yaml"], ["-o", "mine.json"]])
+def test_a_profile_that_cannot_be_is_refused(capsys, arguments):
+    code, _, err = run(capsys, "profile", *arguments)
+    assert code == 1
+    assert "superscaler profile --devices 2 -o mine.yaml" in err

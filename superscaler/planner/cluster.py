@@ -206,10 +206,6 @@ class Cluster:
         """Peak floating-point operations per second in `dtype` of the slowest of these devices (or all)."""
         return min(kind.flops(dtype) for kind in self.kinds(devices))
 
-    def memory_bandwidth_of(self, devices: Iterable[int] | None = None) -> float:
-        """Bytes per second between the slowest of these devices (or all) and its memory."""
-        return min(kind.memory_bandwidth for kind in self.kinds(devices))
-
     def with_memory(self, memory_bytes: int) -> "Cluster":
         """The same cluster, each device with so many bytes of memory."""
         return replace(

@@ -86,7 +86,6 @@ def test_of_several_kinds_the_slowest_and_smallest_count():
     assert cluster.flops("float16") == cluster.flops("float16", (0, 16)) == 125e12
     assert cluster.flops("float16", (0, 8)) == 312e12
     assert cluster.memory_bytes == cluster.memory_of((0, 63)) == 32 * 2**30
-    assert cluster.memory_bandwidth_of((0, 63)) == 900e9
 
 
 def test_what_is_stored_does_not_grow_with_the_devices():
