@@ -308,7 +308,7 @@ class _Writer:
                 own = function.scope.names.get(value)
                 is_ours = own is not None and not function.is_read_later(value)
                 if not is_ours:
-                    name = function.bind(first.inside[loop.carried[number]])
+                    name = function.bind_apart(first.inside[loop.carried[number]])
                     function.add(f"{name} = {arguments[-1]}")
                     arguments[-1] = name
                 else:
@@ -327,7 +327,7 @@ class _Writer:
                 function.scope.release(function.scope.owner.get(name, ""))
                 function.scope.bind(value, name)
             else:
-                name = function.bind(value)
+                name = function.bind_apart(value) if len(loop.calls) > 1 else function.bind(value)
             targets.append(name)
         self._call_lines(function, loop, arguments, targets)
 

@@ -189,6 +189,11 @@ class Function:
         """Name a new value."""
         return self.scope.bind(value, self.stage.hint(value), self.dead())
 
+    def bind_apart(self, value: str) -> str:
+        """Name a new value, by no name of what the current item reads."""
+        dead = {name for name in self.scope.names if self._last.get(name, -1) < self._here}
+        return self.scope.bind(value, self.stage.hint(value), frozenset(dead))
+
     def is_read_later(self, value: str) -> bool:
         """Whether the function still needs a value after the current item."""
         return self._last.get(value, -1) > self._here

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import gpt
+from models import gpt, swin
 from superscaler import compiler
 from superscaler.ir.optimizers import AdamW
 from superscaler.planner.cluster import Cluster
@@ -77,6 +77,23 @@ def test_a_sum_with_a_view_of_itself_is_not_written_over_it(tmp_path):
     model, inputs = Symmetric().double(), {"x": torch.randn(2, 5, 5, 3, dtype=torch.float64)}
     expected = model(**inputs)
     compiler.compile(model, inputs, cluster=Cluster.local(1), optimizer=OPTIMIZER, save=tmp_path / "b")
+    torch.testing.assert_close(load(tmp_path / "b")(inputs), expected.detach(), rtol=1e-12, atol=0)
+
+
+def test_what_a_loop_carries_has_no_name_of_what_all_its_calls_read(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = swin.build("tiny").double(), swin.example_inputs("tiny", batch=4)
+    inputs = {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
+    expected = model(**inputs)
+    # a table of positions and the image between its layers would both be called x
+    compiler.compile(
+        model,
+        inputs,
+        cluster=Cluster.local(1),
+        plan="micro_batches=2",
+        optimizer=OPTIMIZER,
+        save=tmp_path / "b",
+    )
     torch.testing.assert_close(load(tmp_path / "b")(inputs), expected.detach(), rtol=1e-12, atol=0)
 
 
