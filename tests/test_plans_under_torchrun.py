@@ -63,6 +63,8 @@ def torchrun(build, data, ranks):
         (llama, LLAMA, "cp=3"),
         (llama, LLAMA, "dp=2,zero=1,offload=optimizer"),
         (llama, LLAMA, "dp=2,offload=activations"),
+        (llama, LLAMA, "dp=2,micro_batches=2"),
+        (llama, LLAMA, "dp=2,zero=1,pp=2,micro_batches=2"),
         (llama, LLAMA, "pp=2,schedule=zb-h1,micro_batches=2,recompute=selective,offload=activations"),
         (moe, {}, "ep=2,dp=2"),
     ],

@@ -194,7 +194,9 @@ def _canonical(
             extra = (instruction.kind, repr(instruction.arguments), keywords)
         elif isinstance(instruction, Keep):
             place, kept = stage.kept[instruction.write]
+            step = stage.summed[instruction.write].step if instruction.write in stage.summed else None
             extra = (place, _within(kept, prefix), instruction.add)
+            extra += (step.kind, step.axis, stage.summed[instruction.write].dim) if step else ()
         elif isinstance(instruction, Collective):
             extra = (instruction.step.kind, instruction.step.axis, instruction.dim, instruction.from_dim,
                      instruction.step.before.reducer, instruction.is_started, instruction.group >= 0)  # fmt: skip

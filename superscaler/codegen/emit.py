@@ -179,8 +179,10 @@ def _step(stage: Stage, phases: Phases, update: Emitted | None, returned: Sequen
     return Emitted("train_step" if is_training else "infer_step", (), tuple(lines))
 
 
-def _call(function: Emitted, batch: str = "batch", saved: str = "saved", mb: str = "mb") -> str:
-    words = {"batch": batch, "saved": saved, "mb": mb}
+def _call(
+    function: Emitted, batch: str = "batch", saved: str = "saved", mb: str = "mb", last: int = 0
+) -> str:
+    words = {"batch": batch, "saved": saved, "mb": mb, "is_last": f"mb == {last}"}
     return f"{function.name}({', '.join(words.get(name, name) for name in function.parameters)})"
 
 
@@ -233,7 +235,8 @@ def _table_loop(stage: Stage, phases: Phases, parts: Mapping[Part, Emitted]) -> 
     for part in sorted(parts, key=lambda part: (part.stage, REPEATED.index(part.phase))):
         key = f"{part.stage}, mb" if stage.hosts_several else "mb"
         popped = f"({key})" if stage.hosts_several else key
-        call = _call(parts[part], "micro_batches[mb]", f"saved.pop({popped})")
+        last = [t for t in stage.program.tasks if Part(t.phase, t.stage) == part][-1].micro_batch
+        call = _call(parts[part], "micro_batches[mb]", f"saved.pop({popped})", last=last)
         if part in phases.saving:
             call = f"saved[{key}] = {call}"
         elif part in phases.returned:

@@ -13,7 +13,21 @@ from superscaler.codegen.program import Collective, FromHost, Instruction, Part,
 from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase
 
-ORDER = ("batch", "saved", "p", "gathered", "state", "grads", "kept", "at", "key", "step", "mb", "rt")
+ORDER = (
+    "batch",
+    "saved",
+    "p",
+    "gathered",
+    "state",
+    "grads",
+    "kept",
+    "at",
+    "key",
+    "step",
+    "mb",
+    "rt",
+    "is_last",
+)
 """Order of the arguments every function may have, behind the values it is given."""
 NAMES = {
     Phase.PREPARE: "prepare",

@@ -9,6 +9,7 @@ from superscaler.codegen.function import Function
 from superscaler.codegen.group import LISTED, Group, group_update, operands_of
 from superscaler.codegen.name_tables import NameTables
 from superscaler.codegen.program import (
+    Await,
     Collective,
     Compute,
     Instruction,
@@ -170,6 +171,9 @@ class _Writer:
             return
         instructions.sort(key=self._rank)
         first = instructions[0]
+        if isinstance(first, Await):
+            self.function.write(first, None)
+            return
         self.function.sizes.mesh = self.stage.program.mesh_of(first)
         if isinstance(first, Collective):
             words = {StepKind.ALL_REDUCE: "REDUCED", StepKind.REDUCE_SCATTER: "SCATTERED"}
@@ -183,6 +187,9 @@ class _Writer:
                 self._numbers([i for i in instructions if isinstance(i, Compute)])
             case Compute(kind="total"):
                 self._total(first)
+            case Collective(is_started=True):  # by the micro-batches
+                for instruction in instructions:
+                    self._set_alias(writes_of(instruction)[0], reads_of(instruction)[0])
             case Collective(step=step) if step.kind is StepKind.ALL_REDUCE:
                 self._all_reduce([i for i in instructions if isinstance(i, Collective)])
             case Collective() if len(instructions) > _FEW:

@@ -495,7 +495,14 @@ class Function:
         if root not in self._fresh or root in self._kept_roots or is_shared:
             text = f"({text}).clone()" if " " in text else f"{text}.clone()"
         self._kept_roots.add(root)
-        if keep.add and self.stage.micro_batches > 1:
+        if keep.write in self.stage.summed:
+            total = self.stage.summed[keep.write]
+            where = self.sizes.axis(total.step.axis)
+            dim = f", {total.dim}" if total.step.kind is StepKind.REDUCE_SCATTER else ""
+            self.use("rt")
+            self.use("is_last")
+            self.add(f"rt.accumulate({text}, {where}, {place}, {self.key(key)}, is_last{dim})", comment)
+        elif keep.add and self.stage.micro_batches > 1:
             self.use("accumulate")
             self.add(f"accumulate({place}, {self.key(key)}, {text})", comment)
         else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from superscaler.codegen.offload import fold_moves
 from superscaler.codegen.program import (
+    Await,
     Collective,
     Compute,
     Exchange,
@@ -128,8 +129,16 @@ def _dependencies(stage: Stage, body: Sequence[Instruction], in_place: dict[str,
                 name = source.get(name)  # type: ignore[assignment]
     waits: list[set[int]] = []
     order = _MessageOrder()
+    started: set[int] = set()
+    arrived: dict[int, int] = {}
     for number, instruction in enumerate(body):
         before = {writer[name] for name in reads_of(instruction) if name in writer}
+        before |= {arrived[i] for i in before & arrived.keys()}
+        if isinstance(instruction, Collective) and instruction.is_started:
+            started.add(number)
+        if isinstance(instruction, Await):
+            before |= started
+            arrived |= dict.fromkeys(started, number)
         for name in _overwritten(instruction, in_place):
             origin = source.get(name, name)
             before |= {
@@ -219,7 +228,7 @@ def _signature(stage: Stage, instruction: Instruction) -> tuple:
     match instruction:
         case Collective(step=step) if step.kind in _JOINED:
             axis = stage.axis_variable(stage.program.mesh_of(instruction), step.axis)
-            return "collective", step.kind, axis, step.before.reducer
+            return "collective", step.kind, axis, step.before.reducer, instruction.is_started
         case Slice(step=step, start=start) if len(set(start.pieces)) == 1 and step.axis != "mb":
             outer = step.before.cuts[step.dim]
             is_stored = instruction.read in stage.program.stored

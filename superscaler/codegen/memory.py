@@ -307,13 +307,23 @@ class _Account:
                         self._share_moved(group)
 
     def _find_buckets(self) -> None:
-        """Sums that are started lie in a bucket together, or alone where they were made."""
-        for body in self.program.bodies.values():
+        """Sums that are started lie in a bucket together, or alone where they were made.
+
+        What micro-batches add up lies there already: in buckets in the order in which the first micro-batch keeps it.
+        """
+        bodies = dict(self.program.bodies)
+        update = Part(Phase.UPDATE)
+        summed = {i.read: i for i in bodies.pop(update, ()) if isinstance(i, Collective) and i.is_started}
+        parts = dict.fromkeys(Part(task.phase, task.stage) for task in self.program.tasks)
+        keeps = [i.write for part in parts for i in bodies[part] if isinstance(i, Keep)]
+        bodies[update] = tuple(summed[name] for name in keeps if name in summed)
+        for body in bodies.values():
             started = {i.write: i for i in body if isinstance(i, Collective) and i.is_started}
             for bucket in buckets(body, self.program.values, self._size):
                 first = bucket[0].write
                 self.sizes[first] = sum(self._size(i.write) for i in bucket)
                 self.root |= {i.write: first for i in bucket}
+                self.root |= {i.read: first for i in bucket if i.read in summed}
                 for i in bucket:
                     del started[i.write]
             for write, i in started.items():

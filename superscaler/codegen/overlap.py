@@ -1,7 +1,8 @@
 """Overlap: communication goes on while the program computes.
 
 Reductions whose results are only kept (gradients) are started where they are made, and waited for at the end of the
-body; those that scatter, so that whole gradients can be forgotten, one layer later. Gathers of stored pieces
+body; those that scatter, so that whole gradients can be forgotten, one layer later. Those of gradients that micro-
+batches add up are started as the last one adds, and waited for where the update begins. Gathers of stored pieces
 (parameters) travel in a group per layer, each group while the one before it is used.
 """
 
@@ -17,6 +18,7 @@ from superscaler.codegen.program import (
     Instruction,
     Keep,
     LocalValue,
+    Part,
     Program,
     reads_of,
 )
@@ -45,6 +47,9 @@ class _Overlap:
         for part in (part for part in bodies if part.phase.is_repeated):
             body = self._gather_ahead(bodies[part])
             bodies[part] = tuple(body if part.phase is Phase.FORWARD else self._start_reductions(body))
+        update = Part(Phase.UPDATE)
+        if self.program.micro_batches > 1 and update in bodies:
+            bodies[update] = tuple(self._start_complete(bodies[update]))
         return replace(self.program, bodies=bodies)
 
     @cached_property
@@ -74,6 +79,22 @@ class _Overlap:
             if layer in scattered - {""}:
                 result.append(Await(counts[layer]))
         return [*result, Await()]
+
+    def _start_complete(self, body: Sequence[Instruction]) -> list[Instruction]:
+        """Start sums of what backwards have added up, before all else."""
+        complete = {
+            i.write
+            for part, i in self.program.instructions()
+            if isinstance(i, Keep)
+            and i.add
+            and part.phase in (Phase.BACKWARD, Phase.WEIGHT)
+            and self.readers[i.write] == 1
+        }
+        started = [i for i in body if isinstance(i, Collective) and i.read in complete and self._may_start(i)]
+        if not started:
+            return list(body)
+        rest = [i for i in body if i not in started]
+        return [*(replace(i, is_started=True) for i in started), Await(), *rest]
 
     def _may_start(self, instruction: Collective) -> bool:
         kinds = (StepKind.ALL_REDUCE, StepKind.REDUCE_SCATTER)

@@ -73,7 +73,10 @@ class Collective:
     from_dim: int = -1
     reason: str = ""
     is_started: bool = False
-    """Whether the program goes on meanwhile: the result may be kept at once, and is there after an Await."""
+    """Whether the program goes on meanwhile: the result may be kept at once, and is there after an Await.
+
+    In the update, of what is kept: it may set out as soon as the last micro-batch has added to it.
+    """
     group: int = -1
     """Of gathers of stored pieces: in which group of the body it travels, while the group before is used; -1: none."""
 

@@ -7,6 +7,7 @@ what the planner noted of it. A body is executed once, whatever the number of de
 from collections import Counter, deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NoReturn
 
 from superscaler.codegen.held import Held, after_collective, after_mask, after_slice, spell
@@ -28,6 +29,7 @@ from superscaler.codegen.program import (
     Slice,
     Store,
     ToHost,
+    reads_of,
     writes_of,
 )
 from superscaler.codegen.verify_calls import expected_call, is_same_call
@@ -95,6 +97,11 @@ class RowProof:
     def axes(self) -> Axes:
         """The graph's axes."""
         return self.plan.placed.axes
+
+    @cached_property
+    def readers(self) -> Counter[str]:
+        """How many instructions read a value."""
+        return Counter(name for _, i in self.program.instructions() for name in reads_of(i))
 
     @property
     def phase(self) -> Phase:
@@ -492,7 +499,8 @@ class RowProof:
         if not instruction.is_started and instruction.group < 0:
             return
         group = instruction.step.after.mesh.group(instruction.step.axis, self.program.devices[0])
-        if not self.phase.is_repeated or not set(group) <= set(self.program.devices):
+        is_complete = instruction.is_started and self._is_complete(instruction.read)
+        if not (self.phase.is_repeated or is_complete) or not set(group) <= set(self.program.devices):
             self.fault("goes on meanwhile, outside of a micro-batch or with devices of other programs")
         if instruction.is_started:
             if instruction.step.kind not in (StepKind.ALL_REDUCE, StepKind.REDUCE_SCATTER):
@@ -512,6 +520,10 @@ class RowProof:
         ):
             self.fault(f"gathers over {instruction.step.axis!r} in one row with {last.step.axis!r}")
         self.gathered[self.part] = instruction
+
+    def _is_complete(self, name: str) -> bool:
+        """Whether a value is kept for one reader in the update: so it may be overwritten since the last micro-batch."""
+        return self.phase is Phase.UPDATE and name in self.kept and self.readers[name] == 1
 
     def _note(self, kind: str, devices: Sequence[int], name: str, channel: str) -> None:
         """Note a point at which other rows are met, by their devices."""

@@ -142,6 +142,12 @@ class Stage:
         return {i.read: i for body in self.bodies.values() for i in body if isinstance(i, Keep)}
 
     @cached_property
+    def summed(self) -> dict[str, Collective]:
+        """Kept value -> its sum over devices, where that sets out as soon as the last micro-batch has added to it."""
+        update = self.bodies[Part(Phase.UPDATE)]
+        return {i.read: i for i in update if isinstance(i, Collective) and i.is_started}
+
+    @cached_property
     def kept(self) -> dict[str, tuple[str, str]]:
         """Kept value -> the dict that holds it (``grads`` or ``kept``) and its key."""
         table: dict[str, tuple[str, str]] = {}

@@ -208,6 +208,28 @@ class Runtime:
         with self._naming("start_reduce_scatter", axis.name, axis.ranks):
             self._reductions.start(Reduction(x, axis, dim, into, name))
 
+    def accumulate(
+        self,
+        x: Tensor,
+        axis: Axis,
+        into: dict[str, Tensor],
+        name: str,
+        is_last: bool,
+        dim: int | None = None,
+    ) -> None:
+        """Add `x`, of one micro-batch, to ``into[name]``; the last one starts the sum over `axis`, as above.
+
+        Args:
+            x: Not to be used any more.
+            axis: The ranks that sum.
+            into: Where `wait` puts the sum.
+            name: Under which.
+            is_last: Whether all other micro-batches have added theirs.
+            dim: Of which this rank keeps its piece; None: it keeps all.
+        """
+        with self._naming("accumulate", axis.name, axis.ranks):
+            self._reductions.accumulate(Reduction(x, axis, dim, into, name), is_last=is_last)
+
     def wait(self, leaving: int = 0) -> None:
         """Wait for what was started, but not for the last `leaving` of it."""
         with self._naming("wait", "all axes", self._everyone()):

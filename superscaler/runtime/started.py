@@ -29,6 +29,9 @@ from superscaler.runtime.flat_messages import (
 )
 from superscaler.runtime.groups import Axis
 
+Kind = tuple[str, bool, torch.dtype]
+"""What reductions that travel together have in common: axis, whether all is kept, dtype."""
+
 
 @dataclass
 class Message:
@@ -100,7 +103,7 @@ class Reduction:
     """Which of the message's results is its own."""
 
     @property
-    def kind(self) -> tuple[str, bool, torch.dtype]:
+    def kind(self) -> Kind:
         """What reductions that travel together have in common."""
         return self.axis.name, self.dim is None, self.x.dtype
 
@@ -116,30 +119,35 @@ class Bucket:
     """Memory in which sums travel together."""
 
     flat: Tensor
-    parts: list[Tensor] = field(default_factory=list)
-    """Those put in, as views."""
-    reductions: list[Reduction] = field(default_factory=list)
+    first: str
+    """Name of what was put in first."""
     filled: int = 0
     """Elements."""
+    parts: int = 0
+    """How many were put in."""
+    is_closed: bool = False
+    """Whether nothing more is put in."""
+    complete: list[Reduction] = field(default_factory=list)
+    """Those that may set out."""
 
     def has_room(self, x: Tensor) -> bool:
         """Whether `x` fits in, too."""
         is_within = self.filled + x.numel() <= self.flat.numel()
         return is_within and has_room(self.filled * x.itemsize, x.nbytes)
 
-    def put(self, reduction: Reduction) -> None:
-        """Copy what is to be summed to the end."""
-        x = reduction.x
+    def put(self, x: Tensor) -> Tensor:
+        """Copy a tensor to the end; the copy."""
         part = self.flat[self.filled : self.filled + x.numel()].view(x.shape)
-        self.parts.append(part.copy_(x))
-        reduction.x = part
-        self.reductions.append(reduction)
         self.filled += x.numel()
+        self.parts += 1
+        return part.copy_(x)
 
-    def launch(self) -> None:
-        """Set all of it on its way."""
-        message = start_all_reduce(self.flat[: self.filled], self.parts, self.reductions[0].axis)
-        _carry(message, self.reductions)
+    def launch_if_complete(self) -> None:
+        """Set all of it on its way once nothing is missing."""
+        if self.is_closed and len(self.complete) == self.parts:
+            sums = [reduction.x for reduction in self.complete]
+            message = start_all_reduce(self.flat[: self.filled], sums, self.complete[0].axis)
+            _carry(message, self.complete)
 
 
 @dataclass
@@ -147,20 +155,53 @@ class Reductions:
     """Reductions under way, oldest first."""
 
     order: deque[Reduction] = field(default_factory=deque)
-    small: dict[tuple[str, bool, torch.dtype], list[Reduction]] = field(default_factory=dict)
+    small: dict[Kind, list[Reduction]] = field(default_factory=dict)
     """Those that scatter and wait for others to travel with, by kind."""
-    open: dict[tuple[str, bool, torch.dtype], Bucket] = field(default_factory=dict)
+    open: dict[Kind, Bucket] = field(default_factory=dict)
     """The bucket that is being filled, by kind."""
+    accumulating: dict[tuple[str, str], Bucket] = field(default_factory=dict)
+    """The bucket in which micro-batches add up this tensor, which is summed over this axis."""
     sizes: dict[tuple[str, str], int] = field(default_factory=dict)
     """Elements that came together last time in the bucket that begins with this tensor over this axis."""
 
     def start(self, reduction: Reduction) -> None:
         """Launch it, alone or with those that wait, or let it wait for others."""
         self.order.append(reduction)
-        if reduction.dim is None:
-            self._start_all_reduce(reduction)
-        else:
+        if reduction.dim is not None:
             self._start_reduce_scatter(reduction)
+        elif travels_alone(reduction.x.nbytes):
+            flat = reduction.x.contiguous()
+            _carry(start_all_reduce(flat, [flat], reduction.axis), [reduction])
+        else:
+            bucket = self._bucket(reduction)
+            reduction.x = bucket.put(reduction.x)
+            bucket.complete.append(reduction)
+            self._close_if_full(reduction.kind)
+
+    def accumulate(self, reduction: Reduction, *, is_last: bool) -> None:
+        """Add it to what its name holds; the `is_last` is started with all that has been added."""
+        x, into, name = reduction.x, reduction.into, reduction.name
+        key = reduction.axis.name, name
+        if name in into:
+            into[name].add_(x)
+        elif reduction.dim is not None or travels_alone(x.nbytes):
+            into[name] = x
+        else:
+            self.accumulating[key] = self._bucket(reduction)
+            into[name] = self.accumulating[key].put(x)
+            self._close_if_full(reduction.kind)
+        if not is_last:
+            return
+        reduction.x = into.pop(name)
+        if key not in self.accumulating:
+            self.start(reduction)
+            return
+        self.order.append(reduction)
+        bucket = self.accumulating.pop(key)
+        bucket.complete.append(reduction)
+        if bucket is self.open.get(reduction.kind):
+            self._close(reduction.kind)
+        bucket.launch_if_complete()
 
     def wait(self, leaving: int) -> None:
         """Finish all but the last `leaving` that were started."""
@@ -172,26 +213,25 @@ class Reductions:
                 _launch_scattering(self.small.pop(reduction.kind))
             reduction.finish()
 
-    def _start_all_reduce(self, reduction: Reduction) -> None:
+    def _bucket(self, reduction: Reduction) -> Bucket:
+        """The bucket that has room for it."""
         x, kind = reduction.x, reduction.kind
-        if travels_alone(x.nbytes):
-            flat = x.contiguous()
-            _carry(start_all_reduce(flat, [flat], reduction.axis), [reduction])
-            return
         if kind in self.open and not self.open[kind].has_room(x):
             self._close(kind)
         if kind not in self.open:
             known = self.sizes.get((kind[0], reduction.name), BUCKET_BYTES // x.itemsize)
-            self.open[kind] = Bucket(x.new_empty(max(known, x.numel())))
-        bucket = self.open[kind]
-        bucket.put(reduction)
-        if bucket.filled == bucket.flat.numel():
+            self.open[kind] = Bucket(x.new_empty(max(known, x.numel())), reduction.name)
+        return self.open[kind]
+
+    def _close_if_full(self, kind: Kind) -> None:
+        if self.open[kind].filled == self.open[kind].flat.numel():
             self._close(kind)
 
-    def _close(self, kind: tuple[str, bool, torch.dtype]) -> None:
+    def _close(self, kind: Kind) -> None:
         bucket = self.open.pop(kind)
-        self.sizes[kind[0], bucket.reductions[0].name] = bucket.filled
-        bucket.launch()
+        self.sizes[kind[0], bucket.first] = bucket.filled
+        bucket.is_closed = True
+        bucket.launch_if_complete()
 
     def _start_reduce_scatter(self, reduction: Reduction) -> None:
         limit = JOINED_BYTES[reduction.x.device.type]

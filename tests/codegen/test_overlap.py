@@ -7,7 +7,7 @@ import pytest
 from superscaler import compiler
 from superscaler.codegen.emit import emit
 from superscaler.codegen.memory import peak_memory
-from superscaler.codegen.program import Await, Collective, Compute, Keep, Part
+from superscaler.codegen.program import Await, Collective, Compute, Free, Keep, Part
 from superscaler.codegen.verify import verify_programs
 from superscaler.errors import VerificationError
 from superscaler.ir.graph import Phase
@@ -45,6 +45,28 @@ def test_every_gradient_sets_out_where_it_is_made_and_has_arrived_at_the_end(how
     assert {program.values[body[i].write].tensor for i in started(body)} - positions == gradients
     assert all(isinstance(body[i + 1], Keep) for i in started(body))
     assert body[-1] == Await()
+
+
+@pytest.mark.parametrize(
+    "how", ["dp=2,micro_batches=2", "dp=2,zero=1,micro_batches=4", "dp=2,pp=2,micro_batches=4,schedule=zb-h1"]
+)
+def test_what_micro_batches_add_up_sets_out_with_the_last_of_each_stage(how):
+    plan = compiler.plan(tiny_gpt(layers=4)[2], Cluster.local(parse_plan(how).num_devices), how)
+    for program in plan.programs:
+        body = [i for i in program.bodies[Part(Phase.UPDATE)] if not isinstance(i, Free)]
+        sums = [i for i in body if isinstance(i, Collective) and i.read in kept_in_backward(program)]
+        assert sums
+        assert body[: len(sums) + 1] == [*sums, Await()]
+        assert all(i.is_started for i in sums)
+        text = emit(plan, program)
+        assert text.count("rt.accumulate(") >= 10
+        last = max(program.tasks, key=lambda task: (task.phase is not Phase.FORWARD, task.micro_batch))
+        assert f"mb == {last.micro_batch})" in text or f"mb == {last.micro_batch}," in text
+
+
+def kept_in_backward(program):
+    parts = [*program.parts(Phase.BACKWARD), *program.parts(Phase.WEIGHT)]
+    return {i.write for part in parts for i in program.bodies[part] if isinstance(i, Keep)}
 
 
 def test_gradients_that_are_kept_in_pieces_arrive_a_layer_later():
@@ -140,6 +162,27 @@ def test_a_sum_that_is_read_while_under_way_is_rejected():
     plan, program = lowered("dp=2")
     with pytest.raises(VerificationError, match="which is under way"):
         verify_programs(plan, [mutated(program, FORWARD, start_a_sum_that_is_read)])
+
+
+def read_before_it_has_arrived(body):
+    wait = places(body, Await)[0]
+    return [*body[:wait], *body[wait + 1 :]]
+
+
+def test_a_sum_of_all_micro_batches_that_is_read_before_a_wait_is_rejected():
+    plan, program = lowered("dp=2,micro_batches=2")
+    verify_programs(plan, [program])
+    with pytest.raises(VerificationError, match="which is under way"):
+        verify_programs(plan, [mutated(program, Part(Phase.UPDATE), read_before_it_has_arrived)])
+
+
+def test_what_has_another_reader_in_the_update_may_not_set_out_before():
+    plan, program = lowered("dp=2,micro_batches=2")
+    body = program.bodies[Part(Phase.UPDATE)]
+    first = next(i for i in body if isinstance(i, Collective))
+    twice = mutated(program, Part(Phase.UPDATE), lambda body: [*body, replace(first, write="again")])
+    with pytest.raises(VerificationError, match="goes on meanwhile, outside of a micro-batch"):
+        verify_programs(plan, [twice])
 
 
 def gathers(body):

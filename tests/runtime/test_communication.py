@@ -203,6 +203,28 @@ def joined(rank):
         assert sizes == ({"a": 792, "c": 248} if step else {"a": 1000, "c": 1000})
 
 
+def accumulated(rank):
+    """Two steps of three micro-batches: what they add up is summed with the last."""
+    bucket.BUCKET_BYTES = started_file.BUCKET_BYTES = 1000  # in this process
+    rt = Runtime(rank, [MESH])
+    tp = rt.axis("tp")
+    shapes = {"large": (5, 26), "a": (2, 25), "b": (8, 6), "c": (3, 10), "d": (), "scattered": (3, 4)}
+    for step in range(2):
+        sums = {}
+        for mb in range(3):
+            for name, shape in shapes.items():
+                dim = 1 if name == "scattered" else None
+                rt.accumulate(piece(rank + step + mb, *shape), tp, sums, name, mb == 2, dim)
+        assert not sums
+        rt.wait()
+        for name, shape in shapes.items():
+            total = sum(piece(r + step + mb, *shape) for r in tp.ranks for mb in range(3))
+            mine = total.chunk(2, 1)[tp.coordinate] if name == "scattered" else total
+            torch.testing.assert_close(sums[name], mine)
+        places = {name: total.untyped_storage().data_ptr() for name, total in sums.items()}
+        assert places["a"] == places["b"] != places["c"] == places["d"]
+
+
 def gathered(rank):
     rt = Runtime(rank, [MESH])
     tp = rt.axis("tp")
@@ -219,6 +241,6 @@ def gathered(rank):
     assert next(ahead, None) is None
 
 
-@pytest.mark.parametrize("function", [started, joined, gathered])
+@pytest.mark.parametrize("function", [started, joined, accumulated, gathered])
 def test_what_is_started_arrives_in_order_and_equals_what_is_waited_for_at_once(tmp_path, function):
     run_ranks(function, 4, tmp_path)
