@@ -3,13 +3,14 @@
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
 from superscaler.errors import PlanError
 from superscaler.planner.device import Device
+from superscaler.planner.figures import check_positive
 from superscaler.planner.profile_database import NOTHING_MEASURED, ProfileDatabase
 from superscaler.planner.transport import IDEAL, Transport
 
@@ -30,10 +31,9 @@ class Link:
     """Fraction of the bandwidth that large messages reach."""
 
     def __post_init__(self) -> None:
-        for name in (each.name for each in fields(self)):
-            value = getattr(self, name)
-            if value <= 0:
-                raise PlanError(f"a link's {name} is {value}", remedy="give a positive number")
+        check_positive("a link", self)
+        if self.efficiency > 1:
+            raise PlanError(f"a link's efficiency is {self.efficiency}", remedy="give a fraction, at most 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,7 @@ class Nodes:
     """Network cards of a node, which its devices share."""
 
     def __post_init__(self) -> None:
-        for name in ("count", "devices_per_node", "cards"):
-            if getattr(self, name) <= 0:
-                raise PlanError(f"{name} of nodes is {getattr(self, name)}", remedy="give a positive number")
+        check_positive("a run of nodes", self)
 
     @property
     def num_devices(self) -> int:

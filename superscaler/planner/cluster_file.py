@@ -46,7 +46,15 @@ def load(path: str | Path) -> Cluster:
         raise PlanError(f"cannot read cluster file {path}: {error}", remedy="give a YAML file") from error
     if not isinstance(document, dict):
         raise PlanError(f"cluster file {path} is no mapping", remedy=f"give fields of {sorted(FIELDS)}")
-    cluster = _parse(document, str(path))
+    try:
+        cluster = _parse(document, str(path))
+    except PlanError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise PlanError(
+            f"cluster file {path}: {error}",
+            remedy="give numbers, and lists and mappings as cluster.save writes them",
+        ) from error
     if "profiled" not in document:
         return cluster
     return replace(cluster, profiled=ProfileDatabase.load(Path(path).parent / str(document["profiled"])))
@@ -55,11 +63,13 @@ def load(path: str | Path) -> Cluster:
 def _parse(document: Mapping[str, Any], path: str) -> Cluster:
     if "groups" not in document:
         return _one(document, path)
-    unknown = set(document) - {"name", "groups", "transport", "profiled"}
-    if unknown or not document["groups"]:
-        fault = f"unknown fields {sorted(unknown)}" if unknown else "no groups"
+    misplaced = set(document) - {"name", "groups", "transport", "profiled"}
+    misplaced |= {name for entry in document["groups"] for name in ("transport", "profiled") if name in entry}
+    if misplaced or not document["groups"]:
+        fault = f"misplaced fields {sorted(misplaced)}" if misplaced else "no groups"
         raise PlanError(
-            f"cluster file {path}: {fault}", remedy="beside groups, give name, transport and profiled"
+            f"cluster file {path}: {fault}",
+            remedy="beside groups, and only there, give name, transport, profiled",
         )
     groups = [_one({"name": "", **entry}, path) for entry in document["groups"]]
     nodes = tuple(run for group in groups for run in group.nodes)
@@ -86,7 +96,7 @@ def _one(document: Mapping[str, Any], path: str) -> Cluster:
     base: dict[str, Any] = {}
     transport = IDEAL
     if "preset" in values:
-        preset = Cluster.preset(values.pop("preset"), values.pop("nodes", 1))
+        preset = Cluster.preset(str(values.pop("preset")), int(values.pop("nodes", 1)))
         transport = preset.transport
         base = {"name": preset.name, **_fields(preset.nodes[0])}
     missing = set(FIELDS) - set(values) - set(base) - set(DEFAULTS)
@@ -97,15 +107,10 @@ def _one(document: Mapping[str, Any], path: str) -> Cluster:
         raise PlanError(
             f"cluster file {path}: {fault}", remedy=f"the fields are preset, nodes, {sorted(FIELDS)}"
         )
-    try:
-        if "transport" in values:
-            transport = _transport(values["transport"])
-        merged = _with_numbers({**DEFAULTS, **base, **values}, replaced=set(values))
-        return Cluster(str(merged["name"]), (_nodes(merged),), transport)
-    except (TypeError, ValueError, KeyError) as error:
-        if isinstance(error, PlanError):
-            raise
-        raise PlanError(f"cluster file {path}: {error}", remedy="give numbers") from error
+    if "transport" in values:
+        transport = _transport(values["transport"])
+    merged = _with_numbers({**DEFAULTS, **base, **values}, replaced=set(values))
+    return Cluster(str(merged["name"]), (_nodes(merged),), transport)
 
 
 def _with_numbers(values: dict[str, Any], replaced: set[str]) -> dict[str, Any]:
@@ -120,8 +125,8 @@ def _with_numbers(values: dict[str, Any], replaced: set[str]) -> dict[str, Any]:
 def _nodes(values: Mapping[str, Any]) -> Nodes:
     name, num_devices = values["name"], values["num_devices"]
     per_node = min(values["devices_per_node"], num_devices) if num_devices > 0 else num_devices
-    for field in ("num_devices", "devices_per_node"):
-        if values[field] <= 0:
+    for field in ("num_devices", "devices_per_node", "network_cards"):
+        if values.get(field, 1) <= 0:
             raise PlanError(f"cluster {name!r}: {field} is {values[field]}", remedy="give a positive number")
     if num_devices % per_node:
         raise PlanError(
@@ -173,7 +178,7 @@ def _fields(nodes: Nodes) -> dict[str, Any]:
 def _efficiency(document: Mapping[str, Any]) -> Efficiency:
     """Of curves per class; classes that are not named reach the peak."""
     curves = {
-        OperatorClass(name): Curve(**{key: float(value) for key, value in curve.items()})
+        OperatorClass(name): Curve(**_floats(curve))
         for name, curve in document.items()
         if name != "launch_seconds"
     }
@@ -181,7 +186,9 @@ def _efficiency(document: Mapping[str, Any]) -> Efficiency:
 
 
 def _transport(document: Mapping[str, Any]) -> Transport:
-    measured = {Collective(name): Measured(**given) for name, given in document.get("measured", {}).items()}
+    measured = {
+        Collective(name): Measured(**_floats(given)) for name, given in document.get("measured", {}).items()
+    }
     return Transport(
         str(document.get("name", "")),
         float(document.get("launch_seconds", 0.0)),
@@ -192,3 +199,7 @@ def _transport(document: Mapping[str, Any]) -> Transport:
         bool(document.get("has_trees", False)),
         tuple(sorted(measured.items())),
     )
+
+
+def _floats(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}

@@ -1,9 +1,10 @@
 """Device: the memory and speed of one kind of hardware that runs a program."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from superscaler.errors import PlanError
 from superscaler.planner.efficiency import PEAK, Efficiency
+from superscaler.planner.figures import check_positive
 
 GIB = 2**30
 DTYPE_CLASS = {"float64": "float64", "float32": "float32", "bfloat16": "half", "float16": "half"}
@@ -30,11 +31,13 @@ class Device:
     efficiency: Efficiency = PEAK
 
     def __post_init__(self) -> None:
-        figures = {field.name: getattr(self, field.name) for field in fields(self)}
-        figures.update((f"flops_per_second[{name}]", speed) for name, speed in self.flops_per_second)
-        for name, value in figures.items():
-            if isinstance(value, (int, float)) and value <= 0:
-                raise PlanError(f"device {self.name!r}: {name} is {value}", remedy="give a positive number")
+        check_positive(f"device {self.name!r}", self)
+        for kind, speed in self.flops_per_second:
+            if not speed > 0:
+                raise PlanError(
+                    f"device {self.name!r} does {speed} operations per second in {kind}",
+                    remedy="give a positive number",
+                )
 
     def flops(self, dtype: str) -> float:
         """Peak floating-point operations per second in `dtype`."""

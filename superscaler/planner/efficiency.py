@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from superscaler.errors import PlanError
+
 
 class OperatorClass(StrEnum):
     """Operators that use a device in the same way."""
@@ -40,6 +42,14 @@ class Curve:
     half_seconds: float
     """How long one is that reaches half of these, if it ran at them; the same for arithmetic and bytes."""
 
+    def __post_init__(self) -> None:
+        is_fraction = 0 < self.arithmetic <= 1 and 0 < self.memory <= 1
+        if not is_fraction or not self.half_seconds >= 0:
+            raise PlanError(
+                f"{self} is no curve of efficiency",
+                remedy="give fractions of the peak, more than 0 and at most 1, and seconds that are not negative",
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
@@ -50,6 +60,10 @@ class Efficiency:
     curves: tuple[tuple[OperatorClass, Curve], ...]
 
     def __post_init__(self) -> None:
+        if not self.launch_seconds >= 0:
+            raise PlanError(
+                f"operators start in {self.launch_seconds} seconds", remedy="give launch_seconds of 0 or more"
+            )
         assert [name for name, _ in self.curves] == list(OperatorClass), "a curve per class, in their order"
 
     def curve(self, operator_class: OperatorClass) -> Curve:

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from superscaler.errors import PlanError
+from superscaler.planner.figures import check_positive
+
 
 class Collective(StrEnum):
     """What devices do together, or in pairs (`SEND`)."""
@@ -24,6 +27,9 @@ class Protocol:
     bandwidth: float
     """Fraction of the link's bandwidth it reaches."""
 
+    def __post_init__(self) -> None:
+        check_positive("a protocol", self)
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -33,6 +39,9 @@ class Measured:
     """Multiple of the link's latency."""
     bandwidth: float = 1.0
     """Multiple of the link's bandwidth."""
+
+    def __post_init__(self) -> None:
+        check_positive("a measured collective", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,13 @@ class Transport:
     has_trees: bool
     """Whether all-reduce and broadcast may run along trees over nodes, of logarithmic depth."""
     measured: tuple[tuple[Collective, Measured], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.protocols or not self.launch_seconds >= 0:
+            raise PlanError(
+                f"transport {self.name!r}: {len(self.protocols)} protocols that start in {self.launch_seconds} seconds",
+                remedy="give at least one protocol, and launch_seconds of 0 or more",
+            )
 
     def correction(self, collective: Collective) -> Measured:
         """How a collective was measured to differ from its formula."""

@@ -55,6 +55,17 @@ def test_an_unknown_cluster_is_answered_with_those_there_are(text):
         ("preset: dgx-2\nmemory_bytes: lots", "could not convert"),
         ("preset: dgx-2\nmemory_bytes: 0", "memory_bytes is 0"),
         ("preset: dgx-2\nnum_devices: 17", "do not fill nodes of 16"),
+        ("preset: dgx-2\nnodes: two", "invalid literal"),
+        ("preset: dgx-2\nnetwork_cards: 0", "network_cards is 0"),
+        ("preset: dgx-2\nmemory_bandwidth: .nan", "memory_bandwidth is nan"),
+        ("preset: dgx-2\nintra_node_efficiency: 2", "efficiency is 2"),
+        ("preset: dgx-2\nefficiency: 5", "int"),
+        ("preset: dgx-2\nefficiency: {matmul: {arithmetic: 0, memory: 1, half_seconds: 0}}", "no curve"),
+        ("preset: dgx-2\ntransport: {protocols: []}", "0 protocols"),
+        ("preset: dgx-2\nprofiled: none.json", "cannot read the profile database"),
+        ("groups: []", "no groups"),
+        ("groups: [3]", "int"),
+        ("groups: [{preset: dgx-2, profiled: profile.json}]", "misplaced fields"),
     ],
 )
 def test_a_faulty_file_is_refused_with_the_reason(tmp_path, text, message):
