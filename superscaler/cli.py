@@ -25,7 +25,7 @@ examples:
   superscaler show models/gpt.py:tiny --cluster local:2 --plan pp=2 --explain 'h.0.attn.q/linear'
   superscaler simulate models/gpt.py:gpt3-175b --cluster dgx-a100:16 --plan dp=2,tp=8,pp=8,micro_batches=32 --batch 64
 
-plans: words joined by commas, or none; or FILE.py:FUNCTION, a plan script (see examples/)
+plans: words joined by commas, or none; auto, to search; or FILE.py:FUNCTION, a plan script (see examples/)
 clusters: local:N, dgx-a100:NODES and other presets, or a .yaml file
 """
 
@@ -106,7 +106,11 @@ def _add_model(parser: argparse.ArgumentParser, name: str) -> None:
     what = "FILE.py:NAME, such as models/gpt.py:tiny" + (", or a build folder" if name == "target" else "")
     parser.add_argument(name, help=what)
     parser.add_argument("--cluster", default="local:1", help="devices to plan for (default local:1)")
-    parser.add_argument("--plan", default="none", help="plan string, or FILE.py:FUNCTION (default none)")
+    parser.add_argument(
+        "--plan",
+        default="none",
+        help="plan string, auto, or FILE.py:FUNCTION (default none); auto,zero=1 searches among plans that say so",
+    )
     parser.add_argument(
         "--batch", type=int, default=8, help="samples in the global batch of one step (default 8)"
     )
@@ -358,7 +362,10 @@ def _plan(options: argparse.Namespace, model: tuple[Any, Any] | None = None, def
     how = load_script(options.plan) if is_file else options.plan
     graph = _trace(options, model, deferred)
     with _progress("planning"):
-        return plan(graph, cluster, how)
+        planned = plan(graph, cluster, how)
+    if planned.report:
+        print(planned.report)
+    return planned
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The whole story on one page: trace, plan, lower, verify, emit."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from superscaler.planner.plan import Plan, make_plan
 from superscaler.planner.planner import Planner
 from superscaler.planner.recipes import recipe
 from superscaler.planner.show import format_plan
+from superscaler.search.auto import Report, find_plan
+from superscaler.search.candidate import auto_space
 from superscaler.simulator.simulation import Simulation, simulate
 
 PlanScript = Callable[[Planner], None]
@@ -29,6 +31,9 @@ PlanScript = Callable[[Planner], None]
 @dataclass(frozen=True)
 class CompiledPlan(Plan):
     """A Plan with its programs: it can be verified, compared with eager PyTorch, and written as source."""
+
+    report: Report | None = field(default=None, compare=False, repr=False)
+    """How it was found, where it was searched for."""
 
     @cached_property
     def programs(self) -> tuple[Program, ...]:
@@ -79,11 +84,20 @@ class CompiledPlan(Plan):
 
 
 def plan(graph: Graph, cluster: Cluster, how: str | PlanScript = "none") -> CompiledPlan:
-    """Plan a graph by a plan string (``dp=2,tp=2``) or a plan script.
+    """Plan a graph by a plan string (``dp=2,tp=2``), by a plan script, or by search.
+
+    Args:
+        graph: What to plan.
+        cluster: Where it runs.
+        how: ``auto`` searches for the fastest plan, ``auto,zero=1,tp=4`` for the fastest that says so; the plan has a
+            `report` of what was found.
 
     Raises:
-        PlanError: The plan does not fit the graph or the cluster.
+        PlanError: The plan does not fit the graph or the cluster; or there is none that does.
     """
+    if isinstance(how, str) and how.partition(",")[0] == "auto":
+        found, report = find_plan(graph, cluster, auto_space(how))
+        return CompiledPlan(found.name, found.cluster, found.materialized, found.schedule, report)
     script, name = (recipe(how), how) if isinstance(how, str) else (how, getattr(how, "__name__", "script"))
     made = make_plan(graph, cluster, script, name)
     return CompiledPlan(made.name, made.cluster, made.materialized, made.schedule)

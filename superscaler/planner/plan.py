@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from superscaler.errors import PlanError
+from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Graph, Operator, Phase, drop_unread
 from superscaler.ir.mesh import format_devices
 from superscaler.ir.size import Requirement
@@ -123,16 +124,22 @@ def make_plan(graph: Graph, cluster: Cluster, script: PlanScript, name: str) -> 
     return Plan(name, cluster, materialized, ordered)
 
 
-def place(graph: Graph, cluster: Cluster, script: PlanScript) -> tuple[Planner, MaterializedGraph]:
+def place(
+    graph: Graph, cluster: Cluster, script: PlanScript, axes: Axes | None = None
+) -> tuple[Planner, MaterializedGraph]:
     """Run a plan script and derive what follows from it in space: all of a plan but its schedule.
 
     A script that asks for blocks to be computed again, or piece after piece, runs a second time, on the graph that
     does so; one that asks for micro-batches does, on the graph that computes beforehand what sums over the whole batch.
 
+    Args:
+        graph, cluster, script: As `make_plan` takes them.
+        axes: Of the graph, where they have been found before.
+
     Raises:
         PlanError: As `make_plan`.
     """
-    planner = _decisions(graph, cluster, script)
+    planner = _decisions(graph, cluster, script, axes)
     maker = planner.schedule or gpipe(1)
     if planner.repeated or planner.co_sharded:
         graph = rewrite(planner, maker.micro_batches)
@@ -153,7 +160,14 @@ def _schedule(planner: Planner, maker: ScheduleMaker, pipeline: Pipeline) -> Sch
         raise PlanError(error.what, where=where, remedy=error.remedy) from error
 
 
-def _decisions(graph: Graph, cluster: Cluster, script: PlanScript, *, is_rewritten: bool = False) -> Planner:
-    planner = Planner(graph, cluster, is_rewritten=is_rewritten)
+def _decisions(
+    graph: Graph,
+    cluster: Cluster,
+    script: PlanScript,
+    axes: Axes | None = None,
+    *,
+    is_rewritten: bool = False,
+) -> Planner:
+    planner = Planner(graph, cluster, is_rewritten=is_rewritten, known_axes=axes)
     script(planner)
     return planner

@@ -72,9 +72,11 @@ class Planner:
     """Whether the graph is the one that this script's calls of `recompute` and `co_shard` led to."""
     said_by: str = ""
     """Who speaks, where it is not a line of the user's: a word of a plan string."""
+    known_axes: Axes | None = None
+    """The axes of the graph, where they have been found before."""
 
     def __post_init__(self) -> None:
-        self.axes = find_axes(self.graph)
+        self.axes = self.known_axes or find_axes(self.graph)
 
     # what a script names
 

@@ -1,10 +1,15 @@
 """Candidates: the plans a search chooses from, each a plan string once its stages are cut."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from superscaler.errors import PlanError
 from superscaler.planner.cluster import Cluster
+from superscaler.planner.recipes import PlanOptions, parse_plan
 from superscaler.search.layer_prices import Way
+
+VARIED = ("dp", "tp", "pp", "sp", "zero", "recompute", "co_shard", "schedule", "micro_batches")
+"""Words of plan strings that a search chooses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,36 @@ class Space:
     most_samples: int = 16
     """Of a micro-batch."""
     sp: tuple[bool, ...] = (True, False)
+    fixed: tuple[tuple[str, int | str | bool], ...] = ()
+    """Words that every plan must say, such as ``("zero", 1)``."""
+
+    def admits(self, candidate: "Candidate") -> bool:
+        """Whether a candidate says what it must."""
+        said = parse_plan(str(candidate))
+        return all(getattr(said, word) == value for word, value in self.fixed)
+
+
+def auto_space(text: str) -> Space:
+    """The plans that ``auto,zero=1,tp=4`` leaves to choose from.
+
+    Raises:
+        PlanError: A word means nothing, or is none that the search varies.
+    """
+    words = text.partition(",")[2]
+    said, plain = parse_plan(words), PlanOptions()
+    keys = {word.strip().partition("=")[0] for word in words.split(",") if word.strip()}
+    unknown = keys - set(VARIED)
+    if unknown:
+        raise PlanError(
+            f"the plan {text!r} fixes {sorted(unknown)[0]!r}, which the search does not vary",
+            remedy=f"fix some of {', '.join(VARIED)}, or say the whole plan",
+        )
+    space = Space(fixed=tuple((key, getattr(said, key)) for key in VARIED if key in keys))
+    if said.tp != plain.tp:
+        space = replace(space, most_tp=max(said.tp, space.most_tp))
+    if said.schedule:
+        space = replace(space, schedules=(said.schedule,))
+    return space
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +90,10 @@ class Candidate:
         return ",".join(words) or "none"
 
 
+FILLED_BY = {"zb-h1": 1, "zb-h2": 2, "zb-v": 2}
+"""Micro-batches per row of devices from which on a schedule's bubble is the published one."""
+
+
 def stages_per_row(schedule: str) -> int:
     """Stages that share a row of devices."""
     return 2 if schedule in ("interleaved", "zb-v") else 1
@@ -80,12 +119,9 @@ def candidates(
             continue
         micro_batches = batch // (dp * samples)
         for zero in space.zero if dp > 1 else (0,):
-            if pp == 1:
-                yield Candidate(way, dp, 1, micro_batches, zero, "gpipe")
-                continue
-            for schedule in space.schedules:
+            for schedule in space.schedules if pp > 1 else ("gpipe",):
                 candidate = Candidate(way, dp, pp, micro_batches, zero, schedule)
-                if candidate.stages <= layers and _suits(candidate):
+                if candidate.stages <= layers and _suits(candidate) and space.admits(candidate):
                     yield candidate
 
 
@@ -96,10 +132,10 @@ def sample_counts(space: Space, batch: int) -> list[int]:
 
 
 def _suits(candidate: Candidate) -> bool:
-    """Whether a schedule is for so many micro-batches."""
+    """Whether a schedule is for so many micro-batches: those without a bubble need enough to fill it."""
     if candidate.schedule == "interleaved":
         return candidate.micro_batches % candidate.pp == 0
-    return candidate.micro_batches >= (2 if candidate.schedule.startswith("zb") else 1)
+    return candidate.micro_batches >= FILLED_BY.get(candidate.schedule, 0) * candidate.pp
 
 
 def _divisors(number: int, most: int) -> list[int]:

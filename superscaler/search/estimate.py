@@ -6,10 +6,11 @@ that part of it which the schedule leaves (`BUBBLES`). Then every stage sums its
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.collective_cost import collective_seconds
-from superscaler.planner.device_group import concurrent_groups
+from superscaler.planner.device_group import DeviceGroup, concurrent_groups
 from superscaler.planner.transport import Collective
 from superscaler.search.candidate import Candidate
 from superscaler.search.layer_prices import LayerPrice
@@ -71,14 +72,18 @@ def _cost(candidate: Candidate, price: LayerPrice, speed: Callable[[Collective, 
 
 def _data_parallel_seconds(candidate: Candidate, cluster: Cluster) -> Callable[[Collective, float], float]:
     """Seconds of a collective over the replicas of a stage, whose members are apart by the devices of a way."""
-    stride = candidate.way.num_devices
-    row = range(stride * candidate.dp)
-    groups = concurrent_groups((tuple(row[first::stride]) for first in range(stride)), cluster)
+    groups = _replica_groups(candidate.way.num_devices, candidate.dp, cluster)
 
     def seconds(collective: Collective, num_bytes: float) -> float:
         return max(collective_seconds(collective, num_bytes, group, cluster.transport) for group in groups)
 
     return seconds
+
+
+@cache
+def _replica_groups(stride: int, count: int, cluster: Cluster) -> tuple[DeviceGroup, ...]:
+    row = range(stride * count)
+    return concurrent_groups((tuple(row[first::stride]) for first in range(stride)), cluster)
 
 
 def in_flight(candidate: Candidate, row: int) -> float:

@@ -6,10 +6,11 @@ the first layer counts with it, what lies behind the last with that.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from superscaler.codegen.make_programs import make_programs
 from superscaler.codegen.program import Part, Program
+from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Phase
 from superscaler.ir.shorten import ShortGraph
 from superscaler.ir.tensor import DTYPE_BYTES, Role
@@ -71,13 +72,24 @@ class LayerPrice:
     """The most that a task holds besides."""
 
 
+def between(low: LayerPrice, high: LayerPrice, share: float) -> LayerPrice:
+    """What lies in between, on a line: times and sizes are sums of a constant and of parts of the samples."""
+
+    def mean(name: str) -> float:
+        start = getattr(low, name)
+        return start + share * (getattr(high, name) - start)
+
+    return LayerPrice(*(type(getattr(low, field.name))(mean(field.name)) for field in fields(LayerPrice)))
+
+
 def layer_prices(
-    short: ShortGraph, cluster: Cluster, nodes: Nodes, way: Way, micro_batches: int
+    short: ShortGraph, axes: Axes, cluster: Cluster, nodes: Nodes, way: Way, micro_batches: int
 ) -> tuple[LayerPrice, ...]:
     """The price of every layer of the whole model, in order.
 
     Args:
         short: The model's graph, with few of its layers.
+        axes: Of the short graph.
         cluster: Whose transport holds.
         nodes: The nodes whose devices run the layers.
         way: How they do.
@@ -92,7 +104,7 @@ def layer_prices(
     words += [f"micro_batches={micro_batches}", "schedule=gpipe", *way.words]
     own = replace(nodes, count=count, devices_per_node=way.num_devices)
     small = replace(cluster, nodes=(own,))
-    _, materialized = place(short.graph, small, recipe(",".join(words)))
+    _, materialized = place(short.graph, small, recipe(",".join(words)), axes)
     stages = _stage_prices(materialized, small)
     priced = dict(zip(layers, stages, strict=True))
     by_layer = {copy: priced[layer] for layer, copies in short.stands_for.items() for copy in copies}

@@ -14,13 +14,14 @@ from math import inf
 
 from superscaler.errors import PlanError
 from superscaler.ir.axes import find_axes
-from superscaler.ir.graph import Graph
-from superscaler.ir.shorten import ShortGraph, shorten
+from superscaler.ir.graph import Graph, drop_unread
+from superscaler.ir.shorten import shorten
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.layers import layers as find_layers
+from superscaler.planner.micro_batches import compute_sums_beforehand
 from superscaler.search.candidate import Candidate, Space, candidates, sample_counts, ways
 from superscaler.search.estimate import LayerCost, layer_costs, least_seconds
-from superscaler.search.layer_prices import LayerPrice, Way, layer_prices
+from superscaler.search.layer_prices import LayerPrice, Way, between, layer_prices
 from superscaler.search.stage_cuts import find_cuts
 
 KEPT = 64
@@ -71,18 +72,32 @@ class Search:
     def __post_init__(self) -> None:
         axes = find_axes(self.graph)
         self.layers = list(find_layers(self.graph, axes, len(self.graph.operators)))
-        self.short: ShortGraph = shorten(self.graph, self.layers)
+        short = shorten(self.graph, self.layers)
+        axes = find_axes(short.graph)
+        self._short = replace(short, graph=drop_unread(compute_sums_beforehand(short.graph, axes)))
+        self._axes = find_axes(self._short.graph)
         self.batch = self.graph.tensors[self.graph.inputs[0]].shape[0]
         self._priced: dict[tuple[Way, int], tuple[LayerPrice, ...] | PlanError] = {}
 
     def prices(self, way: Way, samples: int) -> tuple[LayerPrice, ...] | PlanError:
-        """The prices of the layers for micro-batches of so many samples; or why they cannot be cut this way."""
+        """The prices of the layers for micro-batches of so many samples; or why they cannot be cut this way.
+
+        Only the smallest and the largest micro-batches are priced: what lies between takes what lies between.
+        """
+        least, *_, most = (1, *sample_counts(self.space, self.batch))
+        low, high = self._exact(way, least), self._exact(way, most)
+        if isinstance(low, PlanError) or isinstance(high, PlanError):
+            return low if isinstance(low, PlanError) else high
+        share = (samples - least) / (most - least) if most > least else 0.0
+        return tuple(between(one, other, share) for one, other in zip(low, high, strict=True))
+
+    def _exact(self, way: Way, samples: int) -> tuple[LayerPrice, ...] | PlanError:
         key = way, samples
         if key not in self._priced:
             try:
                 nodes = self.cluster.nodes[0]
                 count = self.batch // samples
-                self._priced[key] = layer_prices(self.short, self.cluster, nodes, way, count)
+                self._priced[key] = layer_prices(self._short, self._axes, self.cluster, nodes, way, count)
             except PlanError as error:
                 self._priced[key] = error
         return self._priced[key]
