@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from superscaler.errors import PlanError
 from superscaler.planner.cluster import Cluster
-from superscaler.planner.recipes import PlanOptions, parse_plan
+from superscaler.planner.recipes import parse_plan, said_words
 from superscaler.search.layer_prices import Way
 
 VARIED = ("dp", "tp", "pp", "sp", "zero", "recompute", "co_shard", "schedule", "micro_batches")
@@ -44,21 +44,16 @@ def auto_space(text: str) -> Space:
     Raises:
         PlanError: A word means nothing, or is none that the search varies.
     """
-    words = text.partition(",")[2]
-    said, plain = parse_plan(words), PlanOptions()
-    keys = {word.strip().partition("=")[0] for word in words.split(",") if word.strip()}
-    unknown = keys - set(VARIED)
+    said = said_words(text.partition(",")[2])
+    unknown = said.keys() - set(VARIED)
     if unknown:
         raise PlanError(
             f"the plan {text!r} fixes {sorted(unknown)[0]!r}, which the search does not vary",
             remedy=f"fix some of {', '.join(VARIED)}, or say the whole plan",
         )
-    space = Space(fixed=tuple((key, getattr(said, key)) for key in VARIED if key in keys))
-    if said.tp != plain.tp:
-        space = replace(space, most_tp=max(said.tp, space.most_tp))
-    if said.schedule:
-        space = replace(space, schedules=(said.schedule,))
-    return space
+    space = Space(fixed=tuple(said.items()))
+    space = replace(space, most_tp=max(space.most_tp, said.get("tp", 1)))
+    return replace(space, schedules=(said["schedule"],)) if "schedule" in said else space
 
 
 @dataclass(frozen=True, slots=True)

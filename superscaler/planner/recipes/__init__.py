@@ -14,7 +14,14 @@ from superscaler.planner.recipes.offloading import (
     offload_optimizer_and_activations,
 )
 from superscaler.planner.recipes.pipelines import pipeline, place_stages, scheduled_pipeline
-from superscaler.planner.recipes.plan_string import PlanOptions, explain_words, parse_plan, recipe, words
+from superscaler.planner.recipes.plan_string import (
+    PlanOptions,
+    explain_words,
+    parse_plan,
+    recipe,
+    said_words,
+    words,
+)
 from superscaler.planner.recipes.recomputation import recompute_attention, recompute_layers, recompute_stages
 from superscaler.planner.recipes.sharding import gradient_sharding, optimizer_sharding, parameter_sharding
 from superscaler.planner.recipes.table import RECIPES, Recipe
@@ -29,5 +36,6 @@ __all__ = [
     "explain_words", "gradient_sharding", "offload_activations", "offload_optimizer",
     "offload_optimizer_and_activations", "optimizer_sharding", "parameter_sharding",
     "parse_plan", "pipeline", "place_stages", "recipe", "recompute_attention", "recompute_layers",
-    "recompute_stages", "scheduled_pipeline", "sequence_parallel", "tensor_parallel", "tensor_parallel_axes", "words",
+    "recompute_stages", "said_words", "scheduled_pipeline", "sequence_parallel", "tensor_parallel",
+    "tensor_parallel_axes", "words",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ The devices form one array per row of the pipeline, data parallel outside tensor
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from superscaler.errors import PlanError
 from superscaler.planner.planner import Planner
@@ -41,9 +42,20 @@ def parse_plan(text: str) -> PlanOptions:
     Raises:
         PlanError: A word is unknown, a number is missing or wrong, or options do not go together.
     """
+    options = PlanOptions(**said_words(text))
+    _check(text, options)
+    return options
+
+
+def said_words(text: str) -> dict[str, Any]:
+    """The words of a plan string and their values, one by one.
+
+    Raises:
+        PlanError: A word is unknown or said twice, or a number is missing.
+    """
     numbers = {*NUMBERS, *(row.key for row in RECIPES if row.value == "N")}
     choices = {row.word for row in RECIPES if row.value != "N"}
-    said: dict[str, int | str | bool | tuple[int, ...]] = {}
+    said: dict[str, Any] = {}
     for word in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = word.partition("=")
         if key in said:
@@ -65,9 +77,7 @@ def parse_plan(text: str) -> PlanOptions:
                 f"the plan {text!r} has a word that means nothing: {word!r}",
                 remedy=f"words are {', '.join(words())}, or none",
             )
-    options = PlanOptions(**said)  # type: ignore[arg-type]
-    _check(text, options)
-    return options
+    return said
 
 
 def _check(text: str, options: PlanOptions) -> None:
