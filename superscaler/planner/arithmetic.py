@@ -41,6 +41,13 @@ def arithmetic(axes: Axes, operator: Operator) -> float:
     return row.flops_per_point * points
 
 
+def attention_scores(axes: Axes, operator: Operator) -> int:
+    """How many scores an attention, or its backward, has: a number per query, key and head."""
+    first = 0 if operator.kind == "attention" else 1
+    q, k = (_shape(axes, name) for name in operator.reads[first : first + 2])
+    return prod(q[:3]) * k[2]
+
+
 def _elements(axes: Axes, operator: Operator) -> int:
     """Of the largest tensor; where elements of a table are picked, or added to some, of what is picked or added."""
     reads, writes = (

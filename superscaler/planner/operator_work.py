@@ -1,6 +1,6 @@
 """The work of operators: arithmetic by their rules, and the bytes that one device reads and writes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -10,7 +10,7 @@ from superscaler.ir.kinds import VIEWS
 from superscaler.ir.layout import Layout
 from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import DTYPE_BYTES
-from superscaler.planner.arithmetic import arithmetic
+from superscaler.planner.arithmetic import arithmetic, attention_scores
 from superscaler.planner.device import Device
 from superscaler.planner.efficiency import OperatorClass
 from superscaler.planner.operator_class import class_of
@@ -35,6 +35,8 @@ class Work:
         return operator_seconds(self.operator_class, self.flops, self.num_bytes, self.dtype, device)
 
 
+SCORE_PASSES = {"attention": (2, 2), "attention_backward": (4, 3)}
+"""Kind -> how many times all scores are read or written by its products, and by the softmax between them."""
 NO_WORK = Work(OperatorClass.POINTWISE, 0.0, 0.0, "float32")
 
 
@@ -46,6 +48,15 @@ class PlacedWork:
     is_fused: bool = False
     """Whether neighbours that work point by point are one kernel, as `torch.compile` makes them: what they hand on
     stays in registers."""
+    stores_scores: bool = False
+    """Whether an attention is made of products and a softmax that store all scores, as before FlashAttention."""
+
+    def parts(self, name: str) -> tuple[Work, ...]:
+        """What one device does of an operator, in the kernels that do it one after another."""
+        operator = self.placed.graph.by_name[name]
+        if self.stores_scores and operator.kind in SCORE_PASSES:
+            return self._with_stored_scores(operator)
+        return (self.of(name),)
 
     def of(self, name: str) -> Work:
         """What one device does of an operator; the largest piece counts."""
@@ -65,9 +76,7 @@ class PlacedWork:
         if is_view(operator):
             return NO_WORK
         placed, graph = self.placed, self.placed.graph
-        placement = placed.placements[operator.name]
-        pieces = prod(placement.mesh.size(axis) for axis in placement.used)
-        flops = arithmetic(placed.axes, operator) * _causal_share(placed, operator) / pieces
+        flops = arithmetic(placed.axes, operator) * _causal_share(placed, operator) / self._pieces(operator)
         operator_class = class_of(operator)
         written = [
             self._bytes(name, layout)
@@ -89,6 +98,26 @@ class PlacedWork:
             if not self._is_handed_on(operator.name, name)
         )
         return Work(operator_class, flops, moved, graph.tensors[operator.writes[0]].dtype)
+
+    def _with_stored_scores(self, operator: Operator) -> tuple[Work, Work]:
+        """Products of all scores, those that a causal mask hides too, and what works on them point by point."""
+        whole, (products, passes) = self.of(operator.name), SCORE_PASSES[operator.kind]
+        scores = attention_scores(self.placed.axes, operator) / self._pieces(operator)
+        width = DTYPE_BYTES[whole.dtype]
+        flops = arithmetic(self.placed.axes, operator) / self._pieces(operator)
+        return (
+            replace(
+                whole,
+                operator_class=OperatorClass.MATMUL,
+                flops=flops,
+                num_bytes=whole.num_bytes + products * scores * width,
+            ),
+            Work(OperatorClass.POINTWISE, scores, passes * scores * width, whole.dtype),
+        )
+
+    def _pieces(self, operator: Operator) -> int:
+        placement = self.placed.placements[operator.name]
+        return prod(placement.mesh.size(axis) for axis in placement.used)
 
     def _bytes(self, tensor: str, layout: Layout) -> float:
         return local_elements(layout) * DTYPE_BYTES[self.placed.graph.tensors[tensor].dtype]

@@ -27,6 +27,8 @@ class Prices:
     cluster: Cluster
     is_fused: bool = False
     """Whether neighbours that work point by point are one kernel, as `torch.compile` makes them."""
+    stores_scores: bool = False
+    """Whether attention stores all its scores, as before FlashAttention."""
 
     def operator(self, name: str) -> float:
         """One run of an operator, by its name in the graph: a `Run` of a plan, a `Compute` of a program."""
@@ -74,7 +76,7 @@ class Prices:
 
     @cached_property
     def _work(self) -> PlacedWork:
-        return PlacedWork(self.placed, self.is_fused)
+        return PlacedWork(self.placed, self.is_fused, self.stores_scores)
 
     def call(self, name: str, device: str) -> str:
         """The call of an operator on a kind of device, as a profile database names it."""
@@ -99,6 +101,5 @@ class Prices:
         measured = self.cluster.profiled.seconds
         if measured and (call := self.call(name, device.name)) in measured:
             return measured[call]
-        work = self._work.of(name)
-        seconds = work.seconds(device)
+        seconds = sum(work.seconds(device) for work in self._work.parts(name))
         return seconds if self._work.is_started(name) else seconds - device.efficiency.launch_seconds

@@ -14,6 +14,7 @@ from superscaler.planner.cluster_presets import A100_80GB, PRESETS
 from superscaler.planner.efficiency import OperatorClass
 from superscaler.planner.operator_class import CLASS_OF_KIND
 from superscaler.planner.operator_cost import operator_seconds
+from superscaler.planner.operator_work import PlacedWork
 from superscaler.planner.plan import make_plan
 from superscaler.planner.prices import Prices
 from tests.codegen.plans import planned, tiny_gpt
@@ -115,3 +116,18 @@ def test_host_memory_is_as_far_as_its_bus():
     (layout, *_), tensor = placed.writes(operator), placed.graph.tensors[operator.writes[0]]
     prices = Prices(placed, Cluster.preset("dgx-1-v100"))
     assert prices.host_copy(tensor.name, layout) == pytest.approx(4.5e-6 + tensor.num_bytes / 12e9)
+
+
+def test_an_attention_that_stores_its_scores_moves_them_and_computes_those_a_mask_hides():
+    plan = planned(tiny_gpt()[2], "tp=2")
+    placed = plan.materialized.placed
+    kept = PlacedWork(placed, stores_scores=True)
+    for kind, passes in (("attention", 4), ("attention_backward", 7)):
+        one = next(operator for operator in placed.graph.operators if operator.kind == kind)
+        whole, parts = kept.of(one.name), kept.parts(one.name)
+        batch, heads, seq, _ = placed.graph.tensors[one.writes[0]].shape
+        scores = batch * heads // 2 * seq * seq * 8
+        assert sum(part.num_bytes for part in parts) == whole.num_bytes + passes * scores
+        assert parts[0].flops == 2 * whole.flops
+    others = (operator.name for operator in placed.graph.operators if "attention" not in operator.kind)
+    assert all(kept.parts(name) == (kept.of(name),) for name in others)
