@@ -1,7 +1,7 @@
 """Memory: values are freed after their last use, and the most a program ever holds is known."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -105,6 +105,17 @@ class MemoryUse:
         return f"{self.title}: {self.total / 2**20:.1f} MiB ({shown}) in {self.moment}{beside}"
 
 
+@dataclass(frozen=True, slots=True)
+class TaskMemory:
+    """What the fullest device of a row holds in the course of one task."""
+
+    task: Task
+    most: MemoryUse
+    """At the fullest moment of the task."""
+    after: MemoryUse
+    """When the task is done."""
+
+
 def peak_memory(program: Program) -> MemoryUse:
     """The largest memory over the whole step, by exact liveness over the row's order of tasks.
 
@@ -112,7 +123,42 @@ def peak_memory(program: Program) -> MemoryUse:
     are in place. Where pieces are uneven the largest counts; sizes that vary are those of the example. Scratch
     memory within an operator is not known.
     """
-    return _Account(program).peak()
+    held = list(_Account(program).over_tasks())
+    fullest = max(held, key=lambda one: _on_device(one.most))
+    most = _use(program, fullest.most, fullest.moment)
+    return replace(most, host=max(one.most_host for one in held))
+
+
+def memory_over_tasks(program: Program) -> tuple[TaskMemory, ...]:
+    """What is held in the course of the step, of which `peak_memory` is the most; P first, U last."""
+    return tuple(
+        TaskMemory(
+            held.task,
+            replace(_use(program, held.most, held.moment), host=held.most_host),
+            _use(program, held.after, f"after {_name(held.task)}"),
+        )
+        for held in _Account(program).over_tasks()
+    )
+
+
+def _use(program: Program, total: Counter[str], moment: str) -> MemoryUse:
+    parts = ("parameters", "states", "gradients", "activations", "temporary", "host")
+    return MemoryUse(program.title, **{name: total[name] for name in parts}, moment=moment)
+
+
+def _name(task: Task) -> str:
+    return str(task if task.phase.is_repeated else task.phase)
+
+
+@dataclass
+class _Held:
+    """What is held in the course of one task, by category."""
+
+    task: Task
+    most: Counter[str]
+    most_host: int
+    moment: str
+    after: Counter[str]
 
 
 @dataclass
@@ -158,14 +204,13 @@ class _Account:
         self._find_buckets()
         self.saved = set(map(self._root, self.saved))
         self.base: Counter[str] = self._bytes(self.resident)
-        self.best: MemoryUse | None = None
-        self.most_host = 0
 
-    def peak(self) -> MemoryUse:
-        """Walk the tasks in order."""
+    def over_tasks(self) -> Iterator[_Held]:
+        """Walk the tasks in order, from P to U."""
         prepared = self._walk(Part(Phase.PREPARE), (), True)
-        self._note(Counter(), prepared, "P")
-        self.base += prepared.left_bytes
+        before = self.base
+        self.base = before + prepared.left_bytes
+        yield self._held(Task(-1, Phase.PREPARE, 0), before, prepared, self.base)
         held: Counter[str] = Counter()
         waiting: dict[tuple[int, int], _Walk] = {}
         handed: dict[Task, Counter[str]] = {}
@@ -179,7 +224,7 @@ class _Account:
             if key not in walks:
                 walks[key] = self._walk(part, start.left if start else (), key[1])
             walk = walks[key]
-            self._note(held, walk, f"{task}")
+            before = self.base + held
             if key[1]:
                 self.base += walk.kept_bytes
             if walk.left:
@@ -189,22 +234,17 @@ class _Account:
                 other = Task(stage, task.phase, task.micro_batch)
                 handed.setdefault(other, Counter()).update(size)
                 held.update(size)
+            yield self._held(task, before, walk, self.base + held)
         self.base.update(held)
         standing = (*prepared.left, *self.kept)
         self.base -= self._bytes(self._roots(standing))
-        self._note(Counter(), self._walk(Part(Phase.UPDATE), standing, False), "U")
-        assert self.best is not None
-        return replace(self.best, host=self.most_host)
+        updated = self._walk(Part(Phase.UPDATE), standing, False)
+        yield self._held(Task(-1, Phase.UPDATE, 0), self.base, updated, self._bytes(self.resident))
 
-    def _note(self, held: Counter[str], walk: _Walk, task: str) -> None:
-        total = self.base + held + walk.most
-        self.most_host = max(self.most_host, self.base["host"] + held["host"] + walk.most_host)
-        if self.best is None or _on_device(total) > self.best.total:
-            parts = {
-                name: total[name]
-                for name in ("parameters", "states", "gradients", "activations", "temporary", "host")
-            }
-            self.best = MemoryUse(self.program.title, **parts, moment=f"{task}: {walk.moment}")
+    def _held(self, task: Task, before: Counter[str], walk: _Walk, after: Counter[str]) -> _Held:
+        """What is held in a task, by what is held anyway and what the task adds."""
+        most_host, moment = before["host"] + walk.most_host, f"{_name(task)}: {walk.moment}"
+        return _Held(task, before + walk.most, most_host, moment, after)
 
     def _walk(self, part: Part, start: Iterable[str], first: bool) -> _Walk:
         """Execute one body on paper; the `first` time, kept values take over the memory of what they keep."""

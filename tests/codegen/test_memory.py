@@ -1,12 +1,13 @@
 import gc
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
 from benchmarks.memory_watch import MemoryWatch
 from superscaler import compiler
-from superscaler.codegen.memory import free_values, peak_memory
+from superscaler.codegen.memory import free_values, memory_over_tasks, peak_memory
 from superscaler.codegen.program import Free, reads_of, writes_of
 from superscaler.ir.graph import Phase
 from superscaler.ir.tensor import Role
@@ -62,6 +63,23 @@ def test_liveness_agrees_with_counting_every_task_one_by_one():
     """An independent count: unroll the schedule, list what is alive after each instruction."""
     for program in map(free_values, programs_of(planned(tiny_gpt()[2], "pp=2,micro_batches=4"))):
         assert peak_memory(program).total == _unrolled(program)
+
+
+@pytest.mark.parametrize(
+    "how", ["none", "pp=2,micro_batches=4", "pp=2,schedule=zb-v,micro_batches=4", "dp=2,offload=optimizer"]
+)
+def test_what_tasks_leave_is_there_when_the_next_begin_and_the_fullest_of_them_is_the_peak(how):
+    for program in map(free_values, programs_of(planned(tiny_gpt(layers=4)[2], how))):
+        tasks = memory_over_tasks(program)
+        assert [one.task for one in tasks[1:-1]] == list(program.tasks)
+        assert all(one.after.total <= then.most.total for one, then in pairwise(tasks))
+        assert all(one.after.total <= one.most.total for one in tasks)
+        assert max(one.most.total for one in tasks) == peak_memory(program).total
+        assert max(one.most.host for one in tasks) == peak_memory(program).host
+        # a step ends as it began
+        ended, use = tasks[-1].after, peak_memory(program)
+        assert (ended.parameters, ended.states, ended.gradients) == (use.parameters, use.states, 0)
+        assert ended.temporary == 0
 
 
 def _unrolled(program):
