@@ -137,20 +137,29 @@ class Communication:
         """The table: moves that differ only in the number of their layer share a row; then the totals."""
         if not self.movements:
             return "communication per step: none"
-        return "\n".join([*self._table(), *self._sums()])
+        return "\n".join([*self._lines(), *self._sums()])
 
-    def _table(self) -> list[str]:
+    def table(self) -> tuple[tuple[str, str, str, int, Fraction, str], ...]:
+        """Phase, what, devices, times per step, bytes each time, reason; of moves alike but for their layer one row."""
         rows: dict[tuple, list[Movement]] = {}
         for movement in self.movements:
             folded = re.sub(r"(?<=\.)\d+(?=[./])", "*", movement.reason)
             place = movement.phase, movement.kind, movement.axis, movement.groups, movement.most_bytes
             rows.setdefault((*place, folded), []).append(movement)
-        cells = [("phase", "what", "devices", "times", "bytes", "reason")]
+        found = []
         for (phase, kind, axis, groups, each, why), members in rows.items():
             devices = " | ".join(map(format_devices, groups[:2])) + (" | ..." if len(groups) > 2 else "")
             over = f"{axis} {devices}" if axis else f"{devices} -> {_receivers(members[0])}"
             times = sum(member.times for member in members)
-            cells.append((PHASE_NAMES[phase], str(kind), over, f"{times} x", _number(each), why))
+            found.append((PHASE_NAMES[phase], str(kind), over, times, each, why))
+        return tuple(found)
+
+    def _lines(self) -> list[str]:
+        cells = [("phase", "what", "devices", "times", "bytes", "reason")]
+        cells += [
+            (phase, kind, over, f"{times} x", _number(each), why)
+            for phase, kind, over, times, each, why in self.table()
+        ]
         widths = [max(len(row[i]) for row in cells) for i in range(5)]
         return [
             "  ".join([*(cell.ljust(w) for cell, w in zip(row[:5], widths, strict=True)), row[5]])

@@ -42,6 +42,12 @@ def _sizes(plan: Plan) -> str:
 
 
 def _stage(plan: Plan, number: int) -> str:
+    lines = (f"  {what:<10} {text}" for what, text in describe_stage(plan, number))
+    return "\n".join([f"stage {number}: devices {plan.materialized.stages[number]}", *lines])
+
+
+def describe_stage(plan: Plan, number: int) -> tuple[tuple[str, str], ...]:
+    """What a stage computes and holds, and what each of its mesh axes cuts; the word for each, and the text."""
     mesh = plan.materialized.stages[number]
     placed = plan.placed
     here = [operator for operator in plan.graph.operators if placed.placements[operator.name].mesh == mesh]
@@ -54,15 +60,13 @@ def _stage(plan: Plan, number: int) -> str:
     if pieces:
         phases.append(f"{pieces} run piece after piece")
     modules = dict.fromkeys(operator.module for operator in here if operator.module)
-    lines = [
-        f"stage {number}: devices {mesh}",
-        f"  computes   {', '.join(compress_names(modules)) or 'what lies outside of modules'}",
-        f"  operators  {', '.join(phases)}",
-        f"  holds      {_holdings(plan, number)}",
-    ]
-    for axis in (name for name, size in mesh.axes if size > 1):
-        lines.append(f"  {axis:<10} cuts {', '.join(axes_cut(plan, here, axis)) or 'nothing: replicas'}")
-    return "\n".join(lines)
+    axes = [name for name, size in mesh.axes if size > 1]
+    return (
+        ("computes", ", ".join(compress_names(modules)) or "what lies outside of modules"),
+        ("operators", ", ".join(phases)),
+        ("holds", _holdings(plan, number)),
+        *((axis, f"cuts {', '.join(axes_cut(plan, here, axis)) or 'nothing: replicas'}") for axis in axes),
+    )
 
 
 def axes_cut(plan: Plan, operators: Iterable[Operator], mesh_axis: str) -> list[str]:
