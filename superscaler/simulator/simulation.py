@@ -110,12 +110,13 @@ def simulate(plan: Plan, programs: Sequence[Program]) -> Simulation:
     devices = tuple(program.devices for program in programs)
     used = [device for row in devices for device in row]
     work = model_work(plan.placed)
+    dtype = max(work, key=work.__getitem__, default="float32")
     return Simulation(
         replay(given),
         tuple(program.title for program in programs),
         devices,
         sum(work.values()),
-        sum(plan.cluster.flops(max(work, key=work.__getitem__), [device]) for device in used),
+        sum(plan.cluster.flops(dtype, [device]) for device in used),
         tuple(map(peak_memory, programs)),
         tuple(plan.cluster.memory_of(row) for row in devices),
     )
