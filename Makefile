@@ -14,7 +14,7 @@ help: ## show this list
 
 setup: $(DEV) ## create .venv with everything a developer needs
 
-demo: $(TEST) ## compile a small GPT for two processes, train it on real text, compare with one
+demo: $(TEST) ## compile a small GPT for two processes, train it on real text, compare with one, draw it
 	$(BIN)/python examples/demo.py
 
 test: $(TEST) ## run the tests (PYTEST_ARGS="..." to choose)

@@ -3,7 +3,7 @@
     python examples/demo.py [--plan dp=2] [--steps 20]
 
 Compiles and verifies the tiny GPT, trains it under torchrun, trains the same model in plain PyTorch in this
-process, and shows both side by side.
+process, shows both side by side, and writes a page that shows who computed what and when.
 """
 
 import argparse
@@ -59,6 +59,9 @@ def main() -> None:
         "tokens/s": f"{BATCH * 64 * options.steps / seconds:.0f} (start of the processes included)",
         "generated program": ", ".join(str(path) for path in sorted(build.glob("stage*.py"))),
     }
+    page = build / "report.html"
+    page.write_text(plan.page(), encoding="utf-8")
+    rows["who computes what, when"] = f"{page}: open it in a browser"
     width = max(map(len, rows))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in rows.items()))
     if worst > 1e-4:

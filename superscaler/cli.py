@@ -20,6 +20,7 @@ examples:
   python build/gpt-run/run.py --data build/text.safetensors --out build/logits.safetensors
   superscaler check models/gpt.py:tiny --cluster local:4 --plan tp=2,pp=2,micro_batches=2
   superscaler show build/gpt
+  superscaler show --html build/gpt
   superscaler profile --devices 2 -o mine.yaml
   superscaler show models/gpt.py:tiny --cluster local:2 --plan tp=2,sp --communication
   superscaler show models/gpt.py:tiny --cluster local:2 --plan pp=2 --explain 'h.0.attn.q/linear'
@@ -74,6 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--graph", action="store_true", help="print the traced graph instead")
     show.add_argument("--communication", action="store_true", help="print every move with its bytes instead")
     show.add_argument("--explain", metavar="OPERATOR", help="why one operator is cut and placed as it is")
+    show.add_argument(
+        "--html", action="store_true", help="write a page that shows who computes what and when instead"
+    )
+    show.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the page (default report.html, in the build folder if it is one)",
+    )
     show.set_defaults(run=_show)
     simulate = commands.add_parser(
         "simulate", help="predict a step's time and memory on a cluster that need not be here"
@@ -185,6 +196,9 @@ def _check(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     folder = Path(options.target)
+    if options.html:
+        _show_page(options, folder)
+        return
     if folder.is_dir():
         text = folder / "plan.txt"
         if not text.is_file():
@@ -207,6 +221,17 @@ def _show(options: argparse.Namespace) -> None:
     print(plan.explain(options.explain) if options.explain else plan)
 
 
+def _show_page(options: argparse.Namespace, folder: Path) -> None:
+    from superscaler.report.page import page_of_build
+
+    options.model = options.target
+    is_build = folder.is_dir()
+    page = page_of_build(folder) if is_build else _plan(options, deferred=True).page()
+    file = options.output or (folder / "report.html" if is_build else Path("report.html"))
+    _write(file, page)
+    print(f"{file}: open it in a browser")
+
+
 def _simulate(options: argparse.Namespace) -> None:
     from superscaler.simulator.trace_events import trace_events
 
@@ -221,7 +246,7 @@ def _simulate(options: argparse.Namespace) -> None:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BuildError(
             f"cannot write {path}: {error}", remedy="name a file in a folder that exists"

@@ -1,5 +1,6 @@
 """The whole story on one page: trace, plan, lower, verify, emit."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,7 +9,9 @@ from typing import Any
 
 from superscaler.codegen.build import write_build
 from superscaler.codegen.comparison import Comparison, compare_programs_with_eager
+from superscaler.codegen.emit import emit
 from superscaler.codegen.make_programs import make_programs
+from superscaler.codegen.plan_file import module_name
 from superscaler.codegen.program import Program
 from superscaler.codegen.verify import verify_programs
 from superscaler.ir.dynamic import Dynamic
@@ -21,6 +24,8 @@ from superscaler.planner.plan import Plan, make_plan
 from superscaler.planner.planner import Planner
 from superscaler.planner.recipes import recipe
 from superscaler.planner.show import format_plan
+from superscaler.report.describe import describe
+from superscaler.report.page import DESCRIPTION, make_page
 from superscaler.search.auto import Report, find_plan
 from superscaler.search.candidate import auto_space
 from superscaler.simulator.simulation import Simulation, simulate
@@ -76,7 +81,17 @@ class CompiledPlan(Plan):
         Raises:
             BuildError: The folder exists and is not a build.
         """
-        return write_build(self, self.programs, Path(directory), model_reference)
+        notes = {DESCRIPTION: json.dumps(self._described)}
+        return write_build(self, self.programs, Path(directory), model_reference, notes)
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
+        return describe(self, self.programs, self.simulate(), str(self.report or ""))
+
+    def page(self) -> str:
+        """An HTML page of its own that shows who computes what and when, memory, communication and source."""
+        sources = {f"{module_name(program)}.py": emit(self, program) for program in self.programs}
+        return make_page(self._described, sources)
 
     def __str__(self) -> str:
         """The plan on a page."""

@@ -212,6 +212,22 @@ def test_compile_writes_a_folder_that_show_prints(capsys, tmp_path):
     assert "programs: " in out
 
 
+def test_show_writes_a_page_of_a_build_or_of_a_model(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = [TINY, "--cluster", "local:2", "--plan", "pp=2", *SMALL]
+    code, _, err = run(capsys, "compile", *plan, "-o", "build/gpt")
+    assert code == 0, err
+    code, out, err = run(capsys, "show", "--html", "build/gpt")
+    assert (code, out) == (0, "build/gpt/report.html: open it in a browser\n"), err
+    code, out, err = run(capsys, "show", "--html", *plan, "-o", "page.html")
+    assert (code, out) == (0, "page.html: open it in a browser\n"), err
+    assert Path("page.html").read_text() == Path("build/gpt/report.html").read_text()
+    Path("build/gpt/report.json").unlink()
+    code, _, err = run(capsys, "show", "--html", "build/gpt")
+    assert code == 1
+    assert "compile the build again" in err
+
+
 def test_compile_for_inference_writes_a_program_that_runs_a_file(capsys, tmp_path):
     folder = tmp_path / "gpt"
     options = ["--inference", "--inputs", "tokens", "--dynamic", "tokens=batch,-", "-o", str(folder), *SMALL]

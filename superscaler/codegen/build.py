@@ -22,7 +22,13 @@ WEIGHTS = "weights.safetensors"
 PLAN = "plan.json"
 
 
-def write_build(plan: Plan, programs: Sequence[Program], directory: Path, model_reference: str = "") -> Path:
+def write_build(
+    plan: Plan,
+    programs: Sequence[Program],
+    directory: Path,
+    model_reference: str = "",
+    notes: Mapping[str, str] | None = None,
+) -> Path:
     """Write a build folder, all of it or nothing; an older build of the same name is replaced.
 
     Args:
@@ -30,6 +36,7 @@ def write_build(plan: Plan, programs: Sequence[Program], directory: Path, model_
         programs: Its programs, one per row.
         directory: The folder.
         model_reference: How the user named the model (``models/gpt.py:tiny``), for the record.
+        notes: Name -> text of further files, for people; no program reads them.
 
     Raises:
         BuildError: The folder exists and is no build, or cannot be written.
@@ -41,7 +48,7 @@ def write_build(plan: Plan, programs: Sequence[Program], directory: Path, model_
         fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         try:
             fresh.chmod(0o755)
-            _write_files(plan, programs, fresh, model_reference)
+            _write_files(plan, programs, fresh, model_reference, notes or {})
             _replace(directory, fresh)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -57,14 +64,17 @@ PAGE = "plan.txt"
 """The plan on a page, for people; no program reads it."""
 
 
-def _write_files(plan: Plan, programs: Sequence[Program], folder: Path, reference: str) -> None:
+def _write_files(
+    plan: Plan, programs: Sequence[Program], folder: Path, reference: str, notes: Mapping[str, str]
+) -> None:
     sources = {f"{module_name(program)}.py": emit(plan, program) for program in programs}
     entry = entry_name(plan)
     sources[entry] = _entry(plan, entry)
     sources |= operator_sources(plan.graph)
     for name, text in sources.items():
         (folder / name).write_text(text, encoding="utf-8")
-    (folder / PAGE).write_text(format_plan(plan) + "\n", encoding="utf-8")
+    for name, text in {PAGE: format_plan(plan) + "\n", **notes}.items():
+        (folder / name).write_text(text, encoding="utf-8")
     names = list(sources)
     values = initial_values(plan.graph)
     if values:
