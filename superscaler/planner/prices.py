@@ -3,6 +3,7 @@
 Devices of several kinds that share an operator take as long as the slowest of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +16,7 @@ from superscaler.planner.operator_cost import copy_seconds, host_copy_seconds
 from superscaler.planner.operator_work import PlacedWork, Work, is_view, local_shape
 from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.profile_database import call_text
-from superscaler.planner.step_cost import local_elements, seconds_per_run
+from superscaler.planner.step_cost import elements_moved, local_elements, seconds_of_bytes, seconds_per_run
 from superscaler.planner.steps import Step
 
 
@@ -42,6 +43,14 @@ class Prices:
         if step.is_local:
             return 0.0
         return seconds_per_run(step, DTYPE_BYTES[self.placed.graph.tensors[tensor].dtype], self.cluster)
+
+    def steps_together(self, steps: Sequence[tuple[Step, str]]) -> float:
+        """One message of several collectives of one kind over one mesh axis, each with its tensor."""
+        num_bytes = sum(
+            elements_moved(step) * DTYPE_BYTES[self.placed.graph.tensors[tensor].dtype]
+            for step, tensor in steps
+        )
+        return seconds_of_bytes(steps[0][0], num_bytes, self.cluster)
 
     def copy(self, tensor: str, layout: Layout, *, is_added: bool = False) -> float:
         """Copying the piece of a tensor that one device holds, or adding it to another."""

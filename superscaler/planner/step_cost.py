@@ -51,8 +51,16 @@ def seconds_per_run(step: Step, bytes_per_element: int, cluster: Cluster) -> flo
     """How long one run of a step that is not local takes, in seconds: that of the slowest of its groups."""
     if step.kind is StepKind.EXCHANGE:
         return _exchange_seconds(step.before, step.after, bytes_per_element, cluster)
-    larger = step.after if step.kind is StepKind.ALL_GATHER else step.before
-    num_bytes = bytes_per_element * local_elements(larger)
+    return seconds_of_bytes(step, bytes_per_element * elements_moved(step), cluster)
+
+
+def elements_moved(step: Step) -> int:
+    """Elements that a device has before a collective or after it, whichever are more; of a message, those sent."""
+    return local_elements(step.after if step.kind is StepKind.ALL_GATHER else step.before)
+
+
+def seconds_of_bytes(step: Step, num_bytes: float, cluster: Cluster) -> float:
+    """How long a collective or a message takes for so many bytes: that of the slowest of its groups."""
     if step.kind is StepKind.SEND:
         groups = _pairs(step.before.mesh, step.after.mesh, cluster)
     else:

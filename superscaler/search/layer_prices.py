@@ -23,7 +23,7 @@ from superscaler.planner.schedule import Schedule, Task
 from superscaler.planner.step_cost import local_elements
 from superscaler.planner.task_costs import StageMemory
 from superscaler.simulator.actions import Action, Give, Take, find_actions
-from superscaler.simulator.instruction_seconds import price_instructions
+from superscaler.simulator.instruction_seconds import InstructionPrices
 from superscaler.simulator.replay import RowActions, replay
 
 
@@ -133,7 +133,7 @@ def _stage_prices(materialized: MaterializedGraph, cluster: Cluster) -> list[Lay
     programs = make_programs(plan)
     rows = {device: program.row for program in programs for device in program.devices}
     return [
-        _price(program, materialized, find_actions(program, rows, price_instructions(prices)))
+        _price(program, materialized, find_actions(program, rows, InstructionPrices(prices)).bodies)
         for program in programs
     ]
 

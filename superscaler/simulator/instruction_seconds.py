@@ -1,6 +1,7 @@
 """Seconds of instructions: what a program's compute, copies, collectives and messages take by a cluster's prices."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from superscaler.codegen.program import (
     Collective,
@@ -16,13 +17,20 @@ from superscaler.codegen.program import (
     ToHost,
 )
 from superscaler.ir.optimizers import OPTIMIZERS
+from superscaler.ir.tensor import DTYPE_BYTES
 from superscaler.planner.prices import Prices
+from superscaler.planner.step_cost import elements_moved
 
 
-def price_instructions(prices: Prices) -> Callable[[Program, Instruction], float]:
-    """A function from an instruction of a program to its seconds."""
+@dataclass(frozen=True)
+class InstructionPrices:
+    """Seconds of the instructions of a plan's programs."""
 
-    def seconds(program: Program, instruction: Instruction) -> float:
+    prices: Prices
+
+    def seconds(self, program: Program, instruction: Instruction) -> float:
+        """Of one instruction; of a message the time that it is on its way."""
+        prices = self.prices
         match instruction:
             case Compute(operator=operator):
                 return prices.operator(operator) if operator else 0.0
@@ -41,7 +49,13 @@ def price_instructions(prices: Prices) -> Callable[[Program, Instruction], float
             case _:
                 return 0.0
 
-    return seconds
+    def together(self, program: Program, collectives: Sequence[Collective]) -> float:
+        """Of one message for several collectives of a kind over one mesh axis."""
+        return self.prices.steps_together([(c.step, program.values[c.read].tensor) for c in collectives])
+
+    def num_bytes(self, program: Program, collective: Collective) -> int:
+        """What a collective moves of each device."""
+        return elements_moved(collective.step) * DTYPE_BYTES[program.values[collective.read].dtype]
 
 
 def _copy(prices: Prices, program: Program, name: str, *, is_added: bool = False) -> float:

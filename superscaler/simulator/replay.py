@@ -44,6 +44,8 @@ class RowActions:
     tasks: tuple[Task, ...]
     """In order, with P first and U last."""
     actions: Mapping[Part, Sequence[Action]]
+    last: Mapping[Part, Sequence[Action]] = field(default_factory=dict)
+    """Of the last task of a stage and phase, where it is another."""
 
 
 @dataclass
@@ -98,9 +100,12 @@ class _Replay:
     def _row(self, number: int) -> Iterator[_Channel]:
         """Run a row; yields a channel whenever it lacks a message of it."""
         row, given = self.rows[number], self.given[number]
-        for task in given.tasks:
+        last = {Part(task.phase, task.stage): place for place, task in enumerate(given.tasks)}
+        for place, task in enumerate(given.tasks):
             row.gathered.clear()
-            for action in given.actions.get(Part(task.phase, task.stage), ()):
+            part = Part(task.phase, task.stage)
+            is_last = part in given.last and last[part] == place
+            for action in (given.last if is_last else given.actions).get(part, ()):
                 match action:
                     case Work(seconds):
                         self._compute(number, task, seconds)
@@ -115,8 +120,8 @@ class _Replay:
                         for other in others:
                             row.clock = max(row.clock, (yield from self._arrival(name, other, number)))
                         row.clock = self._communicate(number, task, name, seconds)
-                    case Start(name, seconds):
-                        row.started.append(self._communicate(number, task, name, seconds))
+                    case Start(name, seconds, count):
+                        row.started.extend([self._communicate(number, task, name, seconds)] * count)
                     case Wait(leaving):
                         while len(row.started) > leaving:
                             row.clock = max(row.clock, row.started.popleft())

@@ -13,7 +13,7 @@ from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.plan import Plan
 from superscaler.planner.prices import Prices
 from superscaler.simulator.actions import find_actions
-from superscaler.simulator.instruction_seconds import price_instructions
+from superscaler.simulator.instruction_seconds import InstructionPrices
 from superscaler.simulator.replay import RowActions, Span, Stream, replay, whole_step
 
 
@@ -102,10 +102,11 @@ def simulate(plan: Plan, programs: Sequence[Program]) -> Simulation:
     Devices of a row are simulated once. Sizes that vary are those of the example.
     """
     prices = Prices(plan.placed, plan.cluster)
-    seconds = price_instructions(prices)
     rows = {device: program.row for program in programs for device in program.devices}
+    found = (find_actions(program, rows, InstructionPrices(prices)) for program in programs)
     given = [
-        RowActions(whole_step(program.tasks), find_actions(program, rows, seconds)) for program in programs
+        RowActions(whole_step(program.tasks), actions.bodies, actions.last)
+        for program, actions in zip(programs, found, strict=True)
     ]
     devices = tuple(program.devices for program in programs)
     used = [device for row in devices for device in row]

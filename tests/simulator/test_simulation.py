@@ -15,7 +15,7 @@ from superscaler.ir.trace import trace
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.prices import Prices
 from superscaler.planner.recipes import parse_plan
-from superscaler.simulator.instruction_seconds import price_instructions
+from superscaler.simulator.instruction_seconds import InstructionPrices
 from superscaler.simulator.replay import Stream
 from superscaler.simulator.trace_events import trace_events
 
@@ -55,7 +55,7 @@ def test_the_parts_of_each_row_add_up_to_the_step_and_streams_do_one_thing_at_a_
 def test_one_device_takes_the_sum_of_all_its_instructions(plan):
     compiled = planned(plan)
     (program,) = compiled.programs
-    seconds = price_instructions(Prices(compiled.placed, compiled.cluster))
+    seconds = InstructionPrices(Prices(compiled.placed, compiled.cluster)).seconds
     times = {part: program.micro_batches if part.phase.is_repeated else 1 for part in program.bodies}
     total = sum(times[part] * seconds(program, instruction) for part, instruction in program.instructions())
     assert compiled.simulate().step_seconds == pytest.approx(total)
