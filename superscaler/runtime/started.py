@@ -201,7 +201,8 @@ class Reductions:
         bucket.complete.append(reduction)
         if bucket is self.open.get(reduction.kind):
             self._close(reduction.kind)
-        bucket.launch_if_complete()
+        else:
+            bucket.launch_if_complete()
 
     def wait(self, leaving: int) -> None:
         """Finish all but the last `leaving` that were started."""

@@ -215,8 +215,11 @@ def accumulated(rank):
             for name, shape in shapes.items():
                 dim = 1 if name == "scattered" else None
                 rt.accumulate(piece(rank + step + mb, *shape), tp, sums, name, mb == 2, dim)
+            rt.accumulate(piece(rank + step + mb, 3).double(), tp, sums, "alone in its bucket", mb == 2)
         assert not sums
         rt.wait()
+        alone = sum(piece(r + step + mb, 3).double() for r in tp.ranks for mb in range(3))
+        torch.testing.assert_close(sums["alone in its bucket"], alone)
         for name, shape in shapes.items():
             total = sum(piece(r + step + mb, *shape) for r in tp.ranks for mb in range(3))
             mine = total.chunk(2, 1)[tp.coordinate] if name == "scattered" else total
