@@ -81,7 +81,7 @@ class CompiledPlan(Plan):
         Raises:
             BuildError: The folder exists and is not a build.
         """
-        notes = {DESCRIPTION: json.dumps(self._described)}
+        notes = {DESCRIPTION: json.dumps(self._described, separators=(",", ":"))}
         return write_build(self, self.programs, Path(directory), model_reference, notes)
 
     @cached_property

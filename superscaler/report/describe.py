@@ -1,9 +1,10 @@
 """Describe a compiled plan for its page, as JSON. A build keeps it, so that its page can be made without the model."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from superscaler.codegen.memory import MemoryUse, memory_over_tasks
+from superscaler.codegen.memory import MemoryUse, TaskMemory, memory_over_tasks
 from superscaler.codegen.plan_file import module_name
 from superscaler.codegen.program import Program
 from superscaler.ir.mesh import format_devices
@@ -13,7 +14,7 @@ from superscaler.planner.plan import Plan
 from superscaler.planner.schedule import Task
 from superscaler.planner.show import describe_stage, format_bytes, format_count, format_plan
 from superscaler.report.drawn_memory import DrawnMemory, draw_memory
-from superscaler.report.drawn_spans import DrawnSpan, draw_spans
+from superscaler.report.drawn_spans import DrawnSpan, draw_spans, share
 from superscaler.report.layer_places import LayerPlace, layer_places
 from superscaler.simulator.replay import Span, Stream
 from superscaler.simulator.simulation import Simulation, format_seconds
@@ -38,8 +39,10 @@ def describe(
         search: How the plan was found, where it was searched for.
     """
     communication = plan.communication()
-    drawing = _Drawing(MOST_SPANS // (len(programs) * (len(Stream) + 1)) + 1)
-    rows = [_row(simulation, program, drawing) for program in programs]
+    memory = [memory_over_tasks(program) for program in programs]
+    streams = Counter((span.row, span.stream) for spans in simulation.spans for span in spans)
+    drawing = _Drawing(share([*streams.values(), *map(len, memory)], MOST_SPANS))
+    rows = [_row(simulation, program, held, drawing) for program, held in zip(programs, memory, strict=True)]
     return {
         "format": FORMAT,
         "title": plan.graph.name,
@@ -115,10 +118,11 @@ class _Drawing:
         return self.tasks.setdefault(task, len(self.tasks))
 
 
-def _row(simulation: Simulation, program: Program, drawing: _Drawing) -> dict[str, Any]:
+def _row(
+    simulation: Simulation, program: Program, held: Sequence[TaskMemory], drawing: _Drawing
+) -> dict[str, Any]:
     spans, time = simulation.spans[program.row], simulation.rows[program.row]
     peak = simulation.memory[program.row]
-    memory = draw_memory(memory_over_tasks(program), spans, drawing.most)
     return {
         "title": program.title,
         "devices": format_devices(program.devices),
@@ -132,7 +136,7 @@ def _row(simulation: Simulation, program: Program, drawing: _Drawing) -> dict[st
         "streams": {
             str(stream): drawing.spans([span for span in spans if span.stream is stream]) for stream in Stream
         },
-        "memory": [drawing.memory(drawn) for drawn in memory],
+        "memory": [drawing.memory(drawn) for drawn in draw_memory(held, spans, drawing.most)],
     }
 
 

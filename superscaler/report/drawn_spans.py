@@ -1,6 +1,6 @@
 """Drawn spans: what occupies a stream, joined where there is more of it than a chart can show."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -40,3 +40,18 @@ def _join(spans: Sequence[DrawnSpan]) -> DrawnSpan:
     name = first.name if all(span.name == first.name for span in spans) else ""
     count, busy = sum(span.count for span in spans), sum(span.busy for span in spans)
     return DrawnSpan(first.first, last.last, name, first.start, last.end, count, busy)
+
+
+def share(counts: Iterable[int], most: int) -> int:
+    """How many spans each stream may have, so that all of them together have no more than `most` if possible.
+
+    >>> share([2, 3, 50, 60], 25)
+    10
+    """
+    waiting, left = sorted(counts, reverse=True), most
+    while waiting:
+        each = left // len(waiting)
+        if waiting[-1] > each:
+            return max(1, each)
+        left -= waiting.pop()
+    return most

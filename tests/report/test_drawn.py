@@ -9,7 +9,7 @@ from superscaler.codegen.memory import MemoryUse, TaskMemory
 from superscaler.ir.graph import Phase
 from superscaler.planner.schedule import Task
 from superscaler.report.drawn_memory import draw_memory
-from superscaler.report.drawn_spans import draw_spans
+from superscaler.report.drawn_spans import draw_spans, share
 from superscaler.simulator.replay import Span, Stream
 
 
@@ -48,6 +48,15 @@ def test_spans_that_a_chart_can_show_are_drawn_as_they_are(lengths):
 def test_spans_of_one_task_are_joined_before_those_of_several():
     spans = spans_of([(0, 0, 1), (0, 0, 1), (1, 0, 1), (1, 1, 2)])
     assert [(span.start, span.end, span.busy) for span in draw_spans(spans, 3)] == [(0, 2, 2), (2, 6, 3)]
+
+
+@given(counts=st.lists(st.integers(1, 50), max_size=8), most=st.integers(1, 200))
+def test_streams_share_what_a_page_draws(counts, most):
+    each = share(counts, most)
+    drawn = sum(min(count, each) for count in counts)
+    assert drawn <= most or each == 1
+    # none could have more
+    assert drawn == sum(counts) or sum(min(count, each + 1) for count in counts) > most
 
 
 def use(total):
