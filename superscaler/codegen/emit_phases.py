@@ -383,7 +383,8 @@ class _Writer:
             users = [
                 b for b in self.bodies.blocks[loop.block.phase] if self.bodies.signature(b).partner is partner
             ]
-            stays = self.bodies.signature(partner).keep_saved or len(users) > 1
+            kept = self.bodies.signature(partner).kept_saved
+            stays = any(call.key in kept for call in loop.calls) or len(users) > 1
             return f"{self._dict_name(partner)}[{at}]" if stays else f"{self._dict_name(partner)}.pop({at})"
         return name
 

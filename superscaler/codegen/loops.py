@@ -53,8 +53,8 @@ class Signature:
     """Of a block of a later phase: number of a value from outside -> its place in the saved tuple."""
     partner: Block | None = None
     """The block of the phase before whose saved tuple it unpacks."""
-    keep_saved: bool = False
-    """Whether a saved tuple is read outside the partner block too, and must stay."""
+    kept_saved: set[tuple[int, str]] = field(default_factory=set)
+    """Calls whose saved tuple is read outside the partner block too, and must stay."""
 
     def arguments(self, call: Call) -> list[int]:
         """Numbers of the values from outside that are passed one by one."""
@@ -260,7 +260,7 @@ def _find_crossing(stage: Stage, part: Part, items: Mapping[Part, list[Item]], b
         signature = bodies.signature(owner.block)
         saved = bodies.inside_saved.setdefault(part, {})
         saved[name] = owner.call, owner.block, _saved_place(signature, place)
-        signature.keep_saved = True
+        signature.kept_saved.add(owner.call.key)
 
 
 def _sort_saved(stage: Stage, bodies: Bodies) -> None:

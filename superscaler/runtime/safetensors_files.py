@@ -85,7 +85,9 @@ class TensorFiles:
             x = _select(part[(slice(leading[0][0], leading[-1][1]), *inner)], 0, leading)
         for dim, dim_runs in enumerate(runs[1:], 1):
             x = _select(x, dim, dim_runs)
-        return x.contiguous()
+        x = x.contiguous()
+        # a slice of leading elements is a view that would keep the whole tensor
+        return x if x.untyped_storage().nbytes() == x.nbytes else x.clone()
 
 
 def write_stream(

@@ -32,6 +32,13 @@ def test_parts_are_those_of_the_whole(tmp_path):
     assert files.read("scale", []).item() == 3.0
 
 
+@pytest.mark.parametrize("runs", [[(0, 8)], [(8, 16)], [(4, 6), (20, 24)]])
+def test_a_part_keeps_no_memory_of_the_rest(tmp_path, runs):
+    save_file({"x": torch.randn(24, 5)}, tmp_path / "a.safetensors")
+    part = TensorFiles(tmp_path / "a.safetensors").read("x", [runs, [(0, 5)]])
+    assert part.untyped_storage().nbytes() == part.nbytes
+
+
 def test_a_folder_with_an_index_is_one_set_of_tensors(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "1.safetensors")
     save_file({"b": torch.zeros(3)}, tmp_path / "2.safetensors")

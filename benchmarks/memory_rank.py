@@ -1,10 +1,11 @@
-"""What each process of `benchmarks.coshard_memory` does: run builds one after another, and measure memory and time."""
+"""What each process of `benchmarks.memory_runs` does: run builds one after another, and measure memory and time."""
 
 import gc
 import json
 import os
 import sys
 import time
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,7 +43,9 @@ def _measure(folder: Path, name: str, steps: int, device: torch.device) -> dict[
     module = load_module(build.folder, build.program_of(rank))
     start = load_weights(folder / "weights.safetensors", build, rank, device)
     batches = Batches(folder / "data.safetensors", build, rank, device).micro_batches(0)
-    loss = module.train_step(start.weights, start.states, batches, 1, runtime)["loss"]
+    loss = module.train_step(start.weights, start.states, batches, 1, runtime).get("loss")
+    losses = torch.tensor(-inf if loss is None else loss.item(), device=device)  # not all stages have it
+    dist.all_reduce(losses, dist.ReduceOp.MAX)
     gc.collect()
     with MemoryWatch((start.weights, start.states, batches, loss), device) as watch:
         module.train_step(start.weights, start.states, batches, 2, runtime)
@@ -57,7 +60,7 @@ def _measure(folder: Path, name: str, steps: int, device: torch.device) -> dict[
             torch.cuda.synchronize()
         dist.barrier()
         seconds.append(time.perf_counter() - begin)
-    return {"loss": loss.item(), "bytes": int(most), "seconds": median(seconds)}
+    return {"loss": losses.item(), "bytes": int(most), "seconds": median(seconds)}
 
 
 if __name__ == "__main__":
