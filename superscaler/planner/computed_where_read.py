@@ -9,6 +9,7 @@ from superscaler.ir.axes import Axes
 from superscaler.ir.graph import AGAIN, Graph, Operator, Phase, drop_unread
 from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import Role
+from superscaler.planner.layers import outermost_layer
 from superscaler.planner.placement import PlacedGraph, Placement
 
 
@@ -44,7 +45,9 @@ class _Copier:
         meshes = dict.fromkeys(placed.placements[operator.name].mesh for operator in every)
         self.numbers = {mesh: number for number, mesh in enumerate(meshes)}
         self.operators: list[Operator] = []
-        """Copies stand before their first reader, so that the stages keep their order."""
+        """Copies stand before the layer of their first reader: stages keep their order, and layers stay whole."""
+        self.runs: dict[Mesh, tuple[str, int]] = {}
+        """The layer whose operators a mesh runs, and where the first of them is."""
         self.copies: dict[str, dict[Mesh, Operator]] = {}
         self.placements = dict(placed.placements)
         self.phases = dict(placed.phases)
@@ -56,6 +59,7 @@ class _Copier:
             reads = operator.reads
             if operator.name not in self.homes:
                 mesh = self.placements[operator.name].mesh
+                self._enter(operator, mesh)
                 reads = tuple(self._read(name, mesh) for name in operator.reads)
             self.operators.append(replace(operator, reads=reads))
         if not self.copies:
@@ -69,6 +73,18 @@ class _Copier:
             phases=self.phases,
             reasons=self.reasons,
         )
+
+    def _enter(self, operator: Operator, mesh: Mesh) -> None:
+        """Note where the layer of an operator begins."""
+        layer = outermost_layer(operator.module)
+        if not layer or self.runs.get(mesh, ("", 0))[0] != layer:
+            self.runs[mesh] = layer, len(self.operators)
+
+    def _insert(self, operator: Operator, mesh: Mesh) -> None:
+        """Put a copy before the layer that a mesh runs."""
+        place = self.runs[mesh][1]
+        self.operators.insert(place, operator)
+        self.runs = {other: (layer, start + (start >= place)) for other, (layer, start) in self.runs.items()}
 
     def _read(self, name: str, mesh: Mesh) -> str:
         """The name of a tensor on a mesh: another, where it is computed there anew."""
@@ -88,7 +104,7 @@ class _Copier:
         self.phases[name] = self.phases[operator.name]
         self.reasons[name] = (f"computed on {mesh} as well, where it is read: it depends on no parameter",)
         self.copies[operator.name][mesh] = copy
-        self.operators.append(copy)
+        self._insert(copy, mesh)
         return copy
 
     def _name(self, name: str, mesh: Mesh) -> str:

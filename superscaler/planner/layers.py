@@ -71,6 +71,13 @@ def even_runs(work: Sequence[float], count: int) -> list[tuple[int, int]]:
     return runs[::-1]
 
 
+def outermost_layer(module: str) -> str:
+    """The outermost numbered module that a module lies in, or is; empty: none."""
+    parts = module.split(".")
+    number = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
+    return "" if number is None else ".".join(parts[: number + 1])
+
+
 def _numbered(work: Mapping[str, float], prefix: str) -> dict[str, float]:
     """The outermost numbered modules below a prefix, with all that lies in them."""
     found: dict[str, float] = {}
