@@ -22,6 +22,7 @@ from superscaler.ir.trace import trace
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.plan import Plan, make_plan
 from superscaler.planner.planner import Planner
+from superscaler.planner.prices import Prices
 from superscaler.planner.recipes import recipe
 from superscaler.planner.show import format_plan
 from superscaler.report.describe import describe
@@ -55,12 +56,21 @@ class CompiledPlan(Plan):
         return self
 
     @cached_property
-    def _simulation(self) -> Simulation:
-        return simulate(self, self.programs)
+    def _simulations(self) -> dict[tuple[bool, bool], Simulation]:
+        return {}
 
-    def simulate(self) -> Simulation:
-        """Predict a step on the cluster: seconds, bubble, exposed communication, memory; prints as a table."""
-        return self._simulation
+    def simulate(self, *, is_fused: bool = False, stores_scores: bool = False) -> Simulation:
+        """Predict a step on the cluster: seconds, bubble, exposed communication, memory; prints as a table.
+
+        Args:
+            is_fused: Whether neighbours that work point by point are one kernel, as `torch.compile` makes them.
+            stores_scores: Whether attention stores all its scores, as before FlashAttention.
+        """
+        kernels = is_fused, stores_scores
+        if kernels not in self._simulations:
+            prices = Prices(self.placed, self.cluster, is_fused, stores_scores)
+            self._simulations[kernels] = simulate(self, self.programs, prices)
+        return self._simulations[kernels]
 
     def compare_with_eager(
         self, model: Any, args: Any, kwargs: Mapping[str, Any] | None = None, **options: Any

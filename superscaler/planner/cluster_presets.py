@@ -2,7 +2,7 @@
 
 from superscaler.planner.cluster import Cluster, Link, Nodes
 from superscaler.planner.device import GIB, Device
-from superscaler.planner.efficiency import A100, GAMING, H100, PROCESSOR, V100, Efficiency
+from superscaler.planner.efficiency import A100, GAMING, H100, H100_500W, PROCESSOR, V100, Efficiency
 from superscaler.planner.transport import GLOO, NCCL
 
 # per hop, NCCL's protocol for large messages (see `transport`)
@@ -40,7 +40,7 @@ V100_32GB = _device("V100-32GB", 32 * GIB, (7.8, 15.7, 125.0), 900, 12, V100)
 A100_80GB = _device("A100-80GB", 80 * GIB, (9.7, 19.5, 312.0), 2039, 25, A100)
 H100_80GB = _device("H100-80GB", 80 * GIB, (34.0, 67.0, 989.5), 3350, 50, H100)
 # torchtitan's platform: 96 GB HBM2e and 500 W; the arithmetic is that of SXM, which the power does not sustain
-H100_96GB = _device("H100-96GB-500W", 96 * 10**9, (34.0, 67.0, 989.5), 2400, 50, H100)
+H100_96GB = _device("H100-96GB-500W", 96 * 10**9, (34.0, 67.0, 989.5), 2400, 50, H100_500W)
 H200_141GB = _device("H200-141GB", 141 * 10**9, (34.0, 67.0, 989.5), 4800, 50, H100)
 # RTX 4090 and RTX A6000 data sheets (Ada and Ampere GA102 white papers): half with float32 accumulation
 RTX_4090 = _device("RTX-4090", 24 * GIB, (1.29, 82.6, 165.2), 1008, 25, GAMING)

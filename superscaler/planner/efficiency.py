@@ -84,11 +84,13 @@ def _efficiency(launch_seconds: float, *curves: tuple[float, float, float]) -> E
 PEAK = _efficiency(0.0, *[(1.0, 1.0, 0.0)] * len(OperatorClass))
 """Every operator at the peak: a bound no device beats."""
 
-# Matrix products: what cuBLAS reaches on large ones in half precision, about 100 of V100's 125 TFLOP/s, 255 of A100's
-# 312, and 700 of H100's 989, whose power limit binds. Attention: FlashAttention-2 (arXiv 2307.08691), forward and
-# backward, about 0.6 of A100's peak and 0.4 of H100's; less on V100, where it is made of products and softmax. Copies:
-# some 0.88 of the data sheet's bandwidth. Products below about 10 microseconds do not fill a device (tile and wave
-# quantisation, NVIDIA's Deep Learning Performance Guide), and a kernel takes some 4 microseconds to start.
+# Matrix products: what cuBLAS reaches on large ones in half precision, about 100 of V100's 125 TFLOP/s and 700 of
+# H100's 989, whose power limit binds. What A100, and H100 at 500 W, sustain in training is fitted to published
+# throughput, the rows marked `fit` of benchmarks/published, by benchmarks.validate_simulator: it is less than cuBLAS
+# reaches alone (255 TFLOP/s on A100). Attention: FlashAttention-2 (arXiv 2307.08691), forward and backward, about 0.6
+# of A100's peak and 0.4 of H100's; less on V100, where it is made of products and softmax. Copies: some 0.88 of the
+# data sheet's bandwidth. Products below about 10 microseconds do not fill a device (tile and wave quantisation,
+# NVIDIA's Deep Learning Performance Guide), and a kernel takes some 4 microseconds to start.
 V100 = _efficiency(
     4.5e-6,
     (0.80, 0.85, 1.0e-5), (0.40, 0.75, 1.5e-5), (0.60, 0.80, 2.0e-5),
@@ -96,7 +98,7 @@ V100 = _efficiency(
 )  # fmt: skip
 A100 = _efficiency(
     4.0e-6,
-    (0.82, 0.85, 1.2e-5), (0.58, 0.80, 1.5e-5), (0.65, 0.80, 2.0e-5),
+    (0.706, 0.85, 1.2e-5), (0.58, 0.80, 1.5e-5), (0.65, 0.80, 2.0e-5),
     (0.80, 0.87, 3.0e-6), (0.80, 0.80, 5.0e-6), (0.50, 0.50, 5.0e-6), (0.80, 0.80, 5.0e-6),
 )  # fmt: skip
 H100 = _efficiency(
@@ -104,6 +106,9 @@ H100 = _efficiency(
     (0.71, 0.88, 1.2e-5), (0.42, 0.80, 1.5e-5), (0.55, 0.80, 2.0e-5),
     (0.80, 0.88, 3.0e-6), (0.80, 0.80, 5.0e-6), (0.50, 0.50, 5.0e-6), (0.80, 0.80, 5.0e-6),
 )  # fmt: skip
+H100_500W = H100.with_curves(
+    {OperatorClass.MATMUL: Curve(0.487, 0.88, 1.2e-5), OperatorClass.ATTENTION: Curve(0.288, 0.80, 1.5e-5)}
+)
 GAMING = _efficiency(
     4.0e-6,
     (0.85, 0.88, 1.2e-5), (0.55, 0.80, 1.5e-5), (0.60, 0.80, 2.0e-5),

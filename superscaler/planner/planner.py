@@ -4,7 +4,7 @@ A script states decisions; it need not mention every operator. `superscaler.plan
 from what was said, and keeps the reason for each operator.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -60,6 +60,8 @@ class Planner:
     operator_orders: list[Order[str]] = field(default_factory=list)
     repeated: list[tuple[str, ...]] = field(default_factory=list)
     """Per block to recompute, its forward operators."""
+    stored_in_blocks: set[str] = field(default_factory=set)
+    """Operators of these blocks whose results are stored all the same."""
     kept_as_updated: set[str] = field(default_factory=set)
     """Gradients that are kept in the layout their update reads."""
     stored_as_updated: set[str] = field(default_factory=set)
@@ -275,11 +277,15 @@ class Planner:
 
     # what the backward does not find stored
 
-    def recompute(self, what: Selection) -> None:
+    def recompute(self, what: Selection, *, storing: Iterable[Operator] = ()) -> None:
         """Run the forward of a block again in its backward, and store only what enters and leaves it.
 
         Each call makes one block: one per layer, mostly. Its communication runs again too, where its result
         is needed.
+
+        Args:
+            what: The block.
+            storing: Operators of it whose results are stored all the same: products, for example, which take long.
 
         Raises:
             PlanError: The block stores nothing that could be computed again, or overlaps another.
@@ -294,13 +300,15 @@ class Planner:
                 where=self.speaker,
                 remedy="give every operator to one block at most",
             )
-        if not operators_to_repeat(self.graph, dict.fromkeys(block)):
+        stored = {operator.name for operator in storing}
+        if not operators_to_repeat(self.graph, dict.fromkeys(block), stored):
             raise PlanError(
                 f"{what.description} stores nothing for a backward that could be computed again",
                 where=self.speaker,
                 remedy="choose whole layers of a model that is trained",
             )
         self.repeated.append(block)
+        self.stored_in_blocks |= stored
 
     def co_shard(
         self, what: Selection, axis: str | Axis | AxisSelection | None = None, *, pieces: int

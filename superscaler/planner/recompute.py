@@ -11,15 +11,21 @@ from dataclasses import replace
 from superscaler.ir.graph import AGAIN, Graph, Operator, Phase, drop_unread
 
 
-def recompute(graph: Graph, blocks: Sequence[Collection[str]]) -> Graph:
-    """Copy the forward operators of each block, given by name, into the backward phase."""
+def recompute(graph: Graph, blocks: Sequence[Collection[str]], stored: Collection[str] = ()) -> Graph:
+    """Copy the forward operators of each block, given by name, into the backward phase.
+
+    Args:
+        graph: Of a training step.
+        blocks: Names of operators.
+        stored: Operators of blocks whose results are stored all the same.
+    """
     tensors = dict(graph.tensors)
     copied: dict[str, int] = {}
     waiting: dict[int, tuple[Operator, ...]] = {}
     for number, block in enumerate(blocks):
-        chosen = operators_to_repeat(graph, block)
+        chosen = operators_to_repeat(graph, block, stored)
         inside = {name for operator in chosen for name in operator.writes}
-        names = {name: name + AGAIN for name in inside & _inner_tensors(graph, block)}
+        names = {name: name + AGAIN for name in inside & _inner_tensors(graph, block, stored)}
         waiting[number] = tuple(_copy(operator, names) for operator in chosen)
         tensors |= {name + AGAIN: replace(tensors[name], name=name + AGAIN) for name in inside}
         copied |= dict.fromkeys(names, number)
@@ -35,9 +41,11 @@ def recompute(graph: Graph, blocks: Sequence[Collection[str]]) -> Graph:
     return drop_unread(replace(graph, tensors=tensors, operators=tuple(operators)))
 
 
-def operators_to_repeat(graph: Graph, block: Collection[str]) -> tuple[Operator, ...]:
+def operators_to_repeat(
+    graph: Graph, block: Collection[str], stored: Collection[str] = ()
+) -> tuple[Operator, ...]:
     """The operators of a block without which its backward lacks something that is not stored, in order."""
-    inner = _inner_tensors(graph, block)
+    inner = _inner_tensors(graph, block, stored)
     pending = [
         name for name in inner if any(reader.phase is Phase.BACKWARD for reader in graph.readers[name])
     ]
@@ -50,12 +58,13 @@ def operators_to_repeat(graph: Graph, block: Collection[str]) -> tuple[Operator,
     return tuple(graph.by_name[name] for name in block if name in chosen)
 
 
-def _inner_tensors(graph: Graph, block: Collection[str]) -> set[str]:
-    """What a block makes that only itself and the backward read."""
+def _inner_tensors(graph: Graph, block: Collection[str], stored: Collection[str]) -> set[str]:
+    """What a block makes that only itself and the backward read, and that is not stored."""
     leaving = {*graph.outputs, *graph.updates.values()}
     return {
         name
         for operator in map(graph.by_name.__getitem__, block)
+        if operator.name not in stored
         for name in operator.writes
         if name not in leaving
         and all(reader.name in block or reader.phase is Phase.BACKWARD for reader in graph.readers[name])

@@ -22,7 +22,7 @@ def rewrite(planner: Planner, micro_batches: int) -> Graph:
     ]
     graph = co_shard(planner.graph, planner.axes, decisions)
     blocks = [dict.fromkeys(name for name in block if name in graph.by_name) for block in planner.repeated]
-    return recompute(graph, blocks)
+    return recompute(graph, blocks, planner.stored_in_blocks)
 
 
 def _parts(planner: Planner, decision: CoShard, micro_batches: int) -> int:

@@ -41,6 +41,8 @@ class Meet:
     seconds: float
     rows: tuple[int, ...]
     """The other rows."""
+    axis: str = ""
+    """The mesh axis it is over; what is over another goes on meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Start:
     seconds: float
     count: int = 1
     """How many."""
+    axis: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class TakeGroup:
 
     group: int
     next_seconds: float
+    axis: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +142,14 @@ class _Body:
         """Translate, and join what is computed without waiting and what travels together."""
         groups = self._groups(body)
         if groups:
-            self.found.append(TakeGroup(-1, self._together(groups[0])))
+            self.found.append(TakeGroup(-1, self._together(groups[0]), groups[0][0].step.axis))
         last = {} if self.part.phase.is_repeated else {self._kind(i): i for i in body if _is_waited_for(i)}
         for instruction in body:
             if isinstance(instruction, Collective) and instruction.group >= 0:
                 if instruction is groups[instruction.group][0]:
                     coming = groups.get(instruction.group + 1)
-                    self._add(TakeGroup(instruction.group, self._together(coming) if coming else 0.0))
+                    seconds = self._together(coming) if coming else 0.0
+                    self._add(TakeGroup(instruction.group, seconds, instruction.step.axis))
             elif isinstance(instruction, Collective) and instruction.is_started:
                 self._fill(instruction)
             elif last and _is_waited_for(instruction):
@@ -189,7 +194,7 @@ class _Body:
 
     def _start(self, bucket: Sequence[Collective]) -> None:
         name = f"{bucket[0].step} of {bucket[0].write}" + (f" and {len(bucket) - 1} more" * (len(bucket) > 1))
-        self.found.append(Start(name, self._together(bucket), len(bucket)))
+        self.found.append(Start(name, self._together(bucket), len(bucket), bucket[0].step.axis))
 
     def _join(self, collective: Instruction, last: Mapping[Any, Instruction]) -> None:
         """Of the update's collectives, those of a kind travel together, where the last of them is."""
@@ -244,8 +249,8 @@ class _Body:
         mesh, axis = self.program.mesh_of(collective), collective.step.axis
         mine = set(self.program.devices)
         if mine.issuperset(mesh.devices):
-            return Meet(name, seconds, ())
-        return Meet(name, seconds, self._others(m for d in mine for m in mesh.group(axis, d)))
+            return Meet(name, seconds, (), axis)
+        return Meet(name, seconds, self._others(m for d in mine for m in mesh.group(axis, d)), axis)
 
     def _exchange(self, instruction: Exchange) -> Action:
         """Whoever takes waits for all that give; whoever does both gives first."""

@@ -1,8 +1,9 @@
-"""Replay: discrete events over the computing and the communicating stream of every row's devices.
+"""Replay: discrete events over the computing and the communicating streams of every row's devices.
 
 The devices of a row run one program alike, so each row is replayed once, however many devices it has. A message
 leaves when its sender reaches it, one after another on the sender's link, and a receiver waits for it. A collective
-that a program waits for begins when all rows that take part are there, and after those that were started before it.
+that a program waits for begins when all rows that take part are there, and after those over the same mesh axis that
+were started before it; those over others have communicators of their own, and do not hold it up.
 """
 
 from collections import deque
@@ -21,6 +22,9 @@ class Stream(StrEnum):
 
     COMPUTE = "compute"
     COMMUNICATION = "communication"
+    """What the program waits for at once."""
+    BESIDE = "beside"
+    """Communication that was started, and goes on while the program computes."""
     LINK = "messages"
 
 
@@ -52,7 +56,10 @@ class RowActions:
 class _Row:
     clock: float = 0.0
     """Of the computing stream."""
-    communicates_until: float = 0.0
+    beside_until: float = 0.0
+    """When what was started ends."""
+    axes_until: dict[str, float] = field(default_factory=dict)
+    """The same, per mesh axis it is over."""
     sends_until: float = 0.0
     started: deque[float] = field(default_factory=deque)
     """When collectives under way end, oldest first."""
@@ -114,21 +121,21 @@ class _Replay:
                     case Take(channel, others):
                         for other in others:
                             row.clock = max(row.clock, (yield from self._arrival(channel, other, number)))
-                    case Meet(name, seconds, others):
+                    case Meet(name, seconds, others, axis):
                         for other in others:
                             self.channels.setdefault((name, number, other), deque()).append(row.clock)
                         for other in others:
                             row.clock = max(row.clock, (yield from self._arrival(name, other, number)))
-                        row.clock = self._communicate(number, task, name, seconds)
-                    case Start(name, seconds, count):
-                        row.started.extend([self._communicate(number, task, name, seconds)] * count)
+                        row.clock = self._communicate(number, task, name, seconds, axis)
+                    case Start(name, seconds, count, axis):
+                        row.started.extend([self._begin(number, task, name, seconds, axis)] * count)
                     case Wait(leaving):
                         while len(row.started) > leaving:
                             row.clock = max(row.clock, row.started.popleft())
-                    case TakeGroup(group, next_seconds):
+                    case TakeGroup(group, next_seconds, axis):
                         row.clock = max(row.clock, row.gathered.pop(group, 0.0))
-                        row.gathered[group + 1] = self._communicate(
-                            number, task, "gather ahead", next_seconds
+                        row.gathered[group + 1] = self._begin(
+                            number, task, "gather ahead", next_seconds, axis
                         )
 
     def _arrival(self, channel: str, sender: int, receiver: int) -> Iterator[_Channel]:
@@ -146,13 +153,21 @@ class _Replay:
             start = last.start
         row.spans.append(Span(number, Stream.COMPUTE, task, "", start, row.clock))
 
-    def _communicate(self, number: int, task: Task, name: str, seconds: float) -> float:
-        """Occupy the communicating stream from now on, or from when it is free; returns when it ends."""
+    def _communicate(self, number: int, task: Task, name: str, seconds: float, axis: str) -> float:
+        """Communicate now, or when the axis is free; returns when it ends."""
         row = self.rows[number]
-        start = max(row.clock, row.communicates_until)
-        row.communicates_until = start + seconds
+        start = max(row.clock, row.axes_until.get(axis, 0.0))
         if seconds:
             row.spans.append(Span(number, Stream.COMMUNICATION, task, name, start, start + seconds))
+        return start + seconds
+
+    def _begin(self, number: int, task: Task, name: str, seconds: float, axis: str) -> float:
+        """Start what goes on beside computing, behind what was started before; returns when it ends."""
+        row = self.rows[number]
+        start = max(row.clock, row.beside_until)
+        row.beside_until = row.axes_until[axis] = start + seconds
+        if seconds:
+            row.spans.append(Span(number, Stream.BESIDE, task, name, start, start + seconds))
         return start + seconds
 
     def _give(self, number: int, task: Task, channel: str, others: Sequence[int], seconds: float) -> None:

@@ -96,12 +96,17 @@ class Simulation:
             yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
-def simulate(plan: Plan, programs: Sequence[Program]) -> Simulation:
+def simulate(plan: Plan, programs: Sequence[Program], prices: Prices | None = None) -> Simulation:
     """Replay a step of a plan's programs over the compute and communication streams of its cluster's devices.
 
     Devices of a row are simulated once. Sizes that vary are those of the example.
+
+    Args:
+        plan: What is simulated.
+        programs: Its programs, one per row.
+        prices: What operators and communication steps take; by default as programs run them, kernel by kernel.
     """
-    prices = Prices(plan.placed, plan.cluster)
+    prices = prices or Prices(plan.placed, plan.cluster)
     rows = {device: program.row for program in programs for device in program.devices}
     found = (find_actions(program, rows, InstructionPrices(prices)) for program in programs)
     given = [

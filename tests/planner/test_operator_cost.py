@@ -39,12 +39,12 @@ def test_more_work_is_never_faster(device, operator_class, one, other):
     assert less <= more
 
 
-def test_large_products_reach_what_is_published_and_small_ones_do_not():
+def test_large_products_reach_what_training_sustains_of_what_is_published_and_small_ones_do_not():
     def teraflops(size):
         flops, num_bytes = 2 * size**3, 3 * size**2 * 2
         return flops / operator_seconds(OperatorClass.MATMUL, flops, num_bytes, "float16", A100_80GB) / 1e12
 
-    assert 240 < teraflops(16384) < 265
+    assert 200 < teraflops(16384) < 255  # the latter by cuBLAS alone, on a cold device
     assert teraflops(512) < 312 / 10
     assert sorted(map(teraflops, (512, 1024, 4096))) == [*map(teraflops, (512, 1024, 4096))]
 

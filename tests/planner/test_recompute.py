@@ -80,6 +80,23 @@ def test_what_nobody_needs_is_not_repeated():
     assert "h.0.mlp.down/linear" not in repeated
 
 
+def test_what_is_stored_inside_a_block_is_not_repeated_and_all_computes_the_same():
+    _, inputs, graph = tiny_gpt(dropout=0.2)
+    stored = {
+        name for block in layers_of(graph) for name in block if name.endswith(("attention", "up/linear"))
+    }
+    again = recompute(graph, layers_of(graph), stored)
+    verify_graph(again)
+    copies = {operator.original for operator in again.operators if operator.is_again}
+    assert {f"{layer}.{name}" for layer in ("h.0", "h.1") for name in ("attn.q/linear", "mlp/gelu")} <= copies
+    assert stored
+    assert not stored & copies
+    states = {t.name: torch.zeros(t.shape, dtype=torch.float64) for t in graph.of_role(Role.STATE)}
+    values = {**graph.values, **inputs, **states, "step": 3}
+    ours, theirs = interpret(again, values), interpret(graph, values)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 @pytest.mark.parametrize(
     "how", ["none", "tp=2", "dp=2,tp=2,micro_batches=2", "tp=2,sp,pp=2,micro_batches=4", "dp=2,zero=1"]
 )

@@ -80,6 +80,12 @@ def test_what_is_started_goes_on_beside_computing_one_after_another():
 
 def test_a_collective_that_is_waited_for_comes_after_those_under_way():
     assert end_of([one_task(Start("a", 5), Work(1), Meet("b", 2, ()))]) == 7
+    assert end_of([one_task(Start("a", 5, axis="dp"), Work(1), Meet("b", 2, (), "dp"))]) == 7
+
+
+def test_a_collective_that_is_waited_for_does_not_wait_for_those_over_another_axis():
+    (spans,) = replay([one_task(Start("a", 5, axis="dp"), Work(1), Meet("b", 2, (), "tp"), Work(1))])
+    assert max(span.end for span in spans if span.stream is Stream.COMPUTE) == 1 + 2 + 1
 
 
 def test_groups_are_gathered_while_the_one_before_is_used():

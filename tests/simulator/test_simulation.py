@@ -51,6 +51,14 @@ def test_the_parts_of_each_row_add_up_to_the_step_and_streams_do_one_thing_at_a_
             assert all(one[1] <= other[0] + 1e-12 for one, other in pairwise(ends))
 
 
+def test_a_step_can_be_simulated_with_fused_kernels_or_with_scores_that_are_stored():
+    plan = planned("none")
+    seconds = plan.simulate().step_seconds
+    assert plan.simulate(is_fused=True).step_seconds < seconds
+    assert plan.simulate(stores_scores=True).step_seconds != seconds
+    assert plan.simulate() is plan.simulate()
+
+
 @pytest.mark.parametrize("plan", ["none", "micro_batches=4", "recompute=layers"])
 def test_one_device_takes_the_sum_of_all_its_instructions(plan):
     compiled = planned(plan)
