@@ -103,7 +103,7 @@ def step_seconds(
 
     Args:
         candidate: Its schedule and numbers.
-        tasks: Per row, of a micro-batch.
+        tasks: Per row, of a micro-batch: stages that share a row take turns, and count as the slowest of them each.
         steps: Per row, once per step.
         hand_on: A message between stages.
     """

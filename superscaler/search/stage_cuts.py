@@ -7,6 +7,7 @@ first, which are elements of tables.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
 from superscaler.search.candidate import Candidate
 from superscaler.search.estimate import BUBBLES, LayerCost, in_flight, step_seconds
@@ -80,16 +81,20 @@ class _Cutting:
         standing = self._sums(model, bounds, [-(-cost.standing // MIB) for cost in costs])
         flying = self._sums(model, bounds, [-(-cost.in_flight // MIB) for cost in costs])
         temporary = -(-max(cost.temporary for cost in costs) // MIB)
+        paces: list[Any] = []
         slowest, last = model.integer(0, 2 * RESOLUTION), model.integer(0, 10**9)
         for row, hosted in enumerate(rows_of(candidate)):
-            model.add(sum(tasks[stage] for stage in hosted) <= slowest)
+            paces.append(model.integer(0, 2 * RESOLUTION))
+            model.add(paces[-1] <= slowest)
+            for stage in hosted:  # which take turns, so that the slower sets the pace
+                model.add(len(hosted) * tasks[stage] <= paces[-1])
             model.add(sum(steps[stage] for stage in hosted) <= last)
             twice = round(2 * in_flight(candidate, row))
             held = sum(2 * standing[stage] + twice * flying[stage] for stage in hosted)
             model.add(held <= 2 * (self.memory_bytes // MIB - temporary))
-        # the bubble is what the slowest leaves of the whole: a constant less its own part
-        part = round(10 * (candidate.micro_batches - BUBBLES[candidate.schedule]))
-        found = model.minimize(part * slowest + 10 * last, time_limit)
+        bubble = round(10 * BUBBLES[candidate.schedule])
+        part = 10 * candidate.micro_batches - bubble
+        found = model.minimize(part * slowest + bubble * sum(paces) + 10 * last, time_limit)
         if found is None:
             return None
         chosen = [0, *(found.value(end) for end in ends), count]
@@ -108,7 +113,7 @@ class _Cutting:
         stops = list(accumulate(layers))
         stage = [self.costs[stop - own : stop] for stop, own in zip(stops, layers, strict=True)]
         rows = rows_of(self.candidate)
-        tasks = [sum(cost.task for i in hosted for cost in stage[i]) for hosted in rows]
+        tasks = [len(hosted) * max(sum(cost.task for cost in stage[i]) for i in hosted) for hosted in rows]
         steps = [sum(cost.step for i in hosted for cost in stage[i]) for hosted in rows]
         hand_on = max(cost.hand_on for cost in self.costs)
         return step_seconds(self.candidate, tasks, steps, hand_on)

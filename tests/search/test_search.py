@@ -51,7 +51,9 @@ def brute_force(candidate, costs, memory_bytes):
             for number, row in enumerate(rows)
         ):
             continue
-        tasks, steps = ([sum(getattr(c, name) for c in row) for row in rows] for name in ("task", "step"))
+        pace = [sum(cost.task for cost in stage) for stage in stages]
+        tasks = [len(hosted) * max(pace[i] for i in hosted) for hosted in rows_of(candidate)]
+        steps = [sum(cost.step for cost in row) for row in rows]
         best = min(best, step_seconds(candidate, tasks, steps, max(c.hand_on for c in costs)))
     return best
 
