@@ -74,7 +74,7 @@ class Report:
         for choice in self.choices[1:]:
             room = "" if choice.fits else ", does not fit"
             yield f"    {choice.plan}: {format_seconds(choice.simulated)}, {choice.memory_bytes / GIB:.3g} GiB{room}"
-        yield from (f"  refused: {reason}" for reason in self.refused)
+        yield from (f"  refused: {reason.splitlines()[0]}" for reason in self.refused)
 
 
 def find_plan(
