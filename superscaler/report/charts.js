@@ -244,7 +244,8 @@ class MemoryChart extends Chart {
       const title = index * (TITLE + PANEL + GAP);
       const bottom = title + TITLE + PANEL;
       const end = this.text(row.title, 0, title + TITLE / 2, "--ink", "600");
-      this.text(`at most ${formatBytes(row.peak)} of ${formatBytes(row.limit)}`, end + 10, title + TITLE / 2);
+      const name = row.peak > row.limit ? "--limit" : "--muted";
+      this.text(`at most ${formatBytes(row.peak)} of ${formatBytes(row.limit)}`, end + 10, title + TITLE / 2, name);
       this.text(formatBytes(scale), 0, title + TITLE + 7);
       this.text("0", 0, bottom - 6);
       this.inside(title + TITLE, PANEL, () => this.drawHeld(row, bottom));
