@@ -37,6 +37,8 @@ def _broken(text: str, margin: str) -> list[str]:
         else:
             line = f"{line} {piece}" if line else piece
     lines.append(margin + INDENT + line)
+    if len(parts) == 1 and inside.endswith(","):
+        lines[-1] += ","  # a tuple of one
     if len(parts) > 1 and not parts[-1].startswith("*") and not inside.endswith(","):
         lines[-1] += "," if len(lines) > 1 and not _is_comprehension(inside) else ""
     return [*_first(head, margin), *lines, *_last(tail, margin)]
