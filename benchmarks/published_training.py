@@ -1,6 +1,8 @@
 """Published training measurements as plans: the model, the cluster and the plan of each row of the table.
 
-What the sources do not say is assumed here: `Row.assumed` has it in words.
+What the table does not say is in `SAMPLES`, `VIRTUAL` and `UNCUT_STAGES`, from the sources' own scripts where there are
+any. Parameters are in half precision with float32 copies and states, 16 bytes per parameter with the gradient, as both
+systems have them; torchtitan sums gradients in float32, which here are summed in half precision.
 """
 
 import csv
@@ -141,6 +143,12 @@ class Row:
                 return self.megatron_flops / step_seconds / self.gpus / 1e12
             case _:
                 return self.model_flops / step_seconds / self.gpus / 1e12
+
+    def teraflops(self, value: float) -> float:
+        """Per second and device, of a throughput in the row's metric: what rows of all models have in common."""
+        if self.metric != "tokens_per_s_per_gpu":
+            return value
+        return value * self.model_flops / self.tokens / 1e12
 
     @property
     def megatron_flops(self) -> float:

@@ -119,9 +119,10 @@ def main() -> None:
         mean_error_test=mean_error,
         worst_error_test=max(tested),
         mean_error_fit=fmean(abs(errors[row.id]) for row in rows if row.split == "fit"),
-        rank=fmean(order["rank"] for order in orders),
+        rank=spearman(*_throughputs(rows, predicted)),
+        rank_within=fmean(order["rank"] for order in orders),
         disordered=disordered,
-        rows=len(rows),
+        predicted=len(rows),
     )
 
 
@@ -175,6 +176,15 @@ def comparisons(rows: Sequence[Row]) -> dict[str, list[Row]]:
         size = f" {row.layers} layers" if row.metric == "tokens_per_s_per_gpu" else ""
         found.setdefault(f"{row.source}{size}, {row.metric}", []).append(row)
     return {name: group for name, group in found.items() if len(group) > 1}
+
+
+def _throughputs(rows: Sequence[Row], predicted: Mapping[str, float]) -> tuple[list[float], list[float]]:
+    """Of all models, published and predicted, in one unit."""
+    measured = [row for row in rows if row.metric != "peak_memory_gib"]
+    return (
+        [row.teraflops(row.value) for row in measured],
+        [row.teraflops(predicted[row.id]) for row in measured],
+    )
 
 
 def _order(name: str, rows: Sequence[Row], predicted: Mapping[str, float]) -> dict[str, Any]:
