@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from superscaler import compiler
+from superscaler.codegen.memory import peak_memory
 from superscaler.errors import PlanError
 from superscaler.ir.axes import find_axes
 from superscaler.ir.graph import AGAIN, Phase
@@ -10,6 +12,8 @@ from superscaler.ir.interpret import interpret
 from superscaler.ir.tensor import Role
 from superscaler.ir.trace import trace
 from superscaler.ir.verify import verify_graph
+from superscaler.planner.cluster import Cluster
+from superscaler.planner.recipes import tensor_parallel
 from superscaler.planner.recompute import operators_to_repeat, recompute
 from superscaler.planner.show import format_plan
 from tests.codegen.plans import planned, tiny_gpt
@@ -95,6 +99,27 @@ def test_what_is_stored_inside_a_block_is_not_repeated_and_all_computes_the_same
     values = {**graph.values, **inputs, **states, "step": 3}
     ours, theirs = interpret(again, values), interpret(graph, values)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_plan_whose_layers_store_some_results_is_proved_and_keeps_less_than_all_and_more_than_none():
+    def storing(*patterns):
+        def script(p):
+            p.assign(p.everything(), p.mesh(p.cluster.devices, tp=2))
+            tensor_parallel(p)
+            for layer in ("h.0", "h.1"):
+                kept = [operator for pattern in patterns for operator in p.select(f"{layer}.{pattern}")]
+                p.recompute(p.select(layer), storing=kept)
+
+        return script
+
+    model, inputs, graph = tiny_gpt()
+    plans = [
+        compiler.plan(graph, Cluster.local(2), how).verify()
+        for how in (storing(), storing("mlp.up", "attn.q"), "tp=2")
+    ]
+    kept = [peak_memory(plan.programs[0]).total for plan in plans]
+    assert kept == sorted(set(kept))
+    assert plans[1].compare_with_eager(model, inputs).largest < 1e-12
 
 
 @pytest.mark.parametrize(
