@@ -202,7 +202,9 @@ def _order(name: str, rows: Sequence[Row], predicted: Mapping[str, float]) -> di
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
-    """The correlation of ranks; values that are equal share theirs."""
+    """The correlation of ranks; values that are equal share theirs, and have none with others if all are."""
+    if min(len(set(one)), len(set(other))) < 2:
+        return 0.0
     return float(np.corrcoef(_ranks(one), _ranks(other))[0, 1])
 
 

@@ -27,4 +27,5 @@ def test_the_flops_of_published_models_are_those_of_their_parameters():
 def test_ranks_of_equal_values_are_shared():
     assert spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
     assert spearman([1, 2, 3], [30, 20, 10]) == pytest.approx(-1)
+    assert spearman([1, 2, 3], [5, 5, 5]) == 0
     assert spearman([1, 1, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486832980505138)
