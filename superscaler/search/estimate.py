@@ -38,9 +38,10 @@ class LayerCost:
 def layer_costs(
     candidate: Candidate, prices: Sequence[LayerPrice], cluster: Cluster
 ) -> tuple[LayerCost, ...]:
-    """The cost of every layer with data parallelism."""
+    """The cost of every layer with data parallelism; layers of one price have one cost."""
     speed = _data_parallel_seconds(candidate, cluster)
-    return tuple(_cost(candidate, price, speed) for price in prices)
+    costs = {price: _cost(candidate, price, speed) for price in set(prices)}
+    return tuple(costs[price] for price in prices)
 
 
 def _cost(candidate: Candidate, price: LayerPrice, speed: Callable[[Collective, float], float]) -> LayerCost:

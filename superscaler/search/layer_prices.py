@@ -33,22 +33,18 @@ class Way:
 
     tp: int = 1
     sp: bool = False
-    cp: int = 1
-    ep: int = 1
     recompute: str = ""
     co_shard: int = 1
 
     @property
     def num_devices(self) -> int:
         """Of one replica of a stage."""
-        return self.tp * self.cp * self.ep
+        return self.tp
 
     @property
     def words(self) -> tuple[str, ...]:
         """As a plan string says it."""
-        numbers = {"ep": self.ep, "cp": self.cp, "tp": self.tp}
-        said = [f"{key}={number}" for key, number in numbers.items() if number > 1]
-        said += ["sp"] * self.sp
+        said = [f"tp={self.tp}"] * (self.tp > 1) + ["sp"] * self.sp
         said += [f"co_shard={self.co_shard}"] * (self.co_shard > 1)
         return (*said, *([f"recompute={self.recompute}"] * bool(self.recompute)))
 
@@ -144,7 +140,7 @@ def _price(
     (stage,) = program.stages
     memory = StageMemory(materialized, stage)
     forward = actions.get(Part(Phase.FORWARD, stage), ())
-    stored = _stored_bytes(program)
+    stored, gradients = _stored_bytes(program)
     return LayerPrice(
         _alone(forward),
         _alone(actions.get(Part(Phase.BACKWARD, stage), ())),
@@ -152,7 +148,7 @@ def _price(
         sum(action.seconds for action in forward if isinstance(action, Give)),
         stored[Role.PARAMETER] + stored[Role.BUFFER],
         stored[Role.STATE],
-        _gradient_bytes(program),
+        gradients,
         memory.left_by_forward,
         memory.temporary,
     )
@@ -166,21 +162,14 @@ def _alone(actions: Sequence[Action]) -> float:
     return max((span.end for span in spans), default=0.0)
 
 
-def _stored_bytes(program: Program) -> dict[Role, int]:
-    totals = dict.fromkeys(Role, 0)
-    for name in program.stored:
-        value = program.values[name]
-        size = local_elements(value.layout) * DTYPE_BYTES[value.dtype]
-        totals[program.graph.tensors[value.tensor].role] += size
-    return totals
-
-
-def _gradient_bytes(program: Program) -> int:
-    """Of the gradients of all parameters whose updates run here."""
-    updated = {program.values[name].tensor for name in program.stored} & set(program.graph.gradients)
-    shapes = {program.values[name].tensor: program.values[name] for name in program.stored}
-    return sum(
-        local_elements(shapes[name].layout)
-        * DTYPE_BYTES[program.graph.tensors[program.graph.gradients[name]].dtype]
-        for name in updated
-    )
+def _stored_bytes(program: Program) -> tuple[dict[Role, int], int]:
+    """Of what is stored, by role; and of the gradients of the parameters among it."""
+    tensors, stored = program.graph.tensors, dict.fromkeys(Role, 0)
+    gradients: dict[str, int] = {}
+    for value in (program.values[name] for name in program.stored):
+        elements = local_elements(value.layout)
+        stored[tensors[value.tensor].role] += elements * DTYPE_BYTES[value.dtype]
+        if value.tensor in program.graph.gradients:
+            gradient = tensors[program.graph.gradients[value.tensor]]
+            gradients[value.tensor] = elements * DTYPE_BYTES[gradient.dtype]
+    return stored, sum(gradients.values())
