@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from superscaler.codegen.make_programs import make_programs
 from superscaler.errors import PlanError
@@ -97,10 +98,15 @@ def find_plan(
         time_limit: Seconds for the search; simulation comes on top.
 
     Raises:
-        PlanError: No plan fits.
+        PlanError: No plan fits, or none was found in time.
     """
     search = Search(graph, cluster, space or Space())
     found = search.run(time_limit, within=within)
+    if not found.plans and found.bound < inf:
+        raise PlanError(
+            f"no plan of {graph.name!r} for {cluster.name!r} was found in {time_limit:.0f} s, though there may be some",
+            remedy="fix a part of it, as in auto,tp=8, or give superscaler.search.auto.find_plan a longer time_limit",
+        )
     if not found.plans:
         raise _nothing_fits(graph, cluster, found)
     more = search.run(time_limit, cluster.memory_of() + MORE_MEMORY)
@@ -112,7 +118,8 @@ def find_plan(
     chosen, plan = fitting[0]
     others = sorted((c for c, _ in tried if c is not chosen), key=lambda choice: choice.simulated)
     report = Report(
-        (chosen, *others), len(found.plans), found.bound, found.gap, more.plans[0].seconds,
+        (chosen, *others), len(found.plans), found.bound, found.gap,
+        min(plan.seconds for plan in (*found.plans[:1], *more.plans[:1])),
         tuple(dict.fromkeys(reason for _, reason in found.refused)),
     )  # fmt: skip
     return replace(plan, name=chosen.plan), report
@@ -144,12 +151,10 @@ def _choice(text: str, estimated: float, simulation: Simulation) -> Choice:
 def _nothing_fits(graph: Graph, cluster: Cluster, found: Found) -> PlanError:
     has = cluster.memory_of() / GIB
     if found.least_memory is None:
-        reasons = "; ".join(dict.fromkeys(reason for _, reason in found.refused))
+        refused = dict.fromkeys(reason.splitlines()[0] for _, reason in found.refused)
         return PlanError(
             f"no plan of {graph.name!r} uses the {cluster.num_devices} devices of {cluster.name!r}",
-            remedy=f"give a batch that they can share; {reasons}"
-            if reasons
-            else "give a batch that they can share",
+            remedy="; ".join(["give a batch that they can share", *refused]),
         )
     needed, candidate = found.least_memory
     return PlanError(

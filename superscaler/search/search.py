@@ -43,7 +43,7 @@ class Found:
     plans: tuple[Estimated, ...]
     """The fastest by the estimate first."""
     bound: float
-    """No plan of the space takes less, by the estimate."""
+    """No plan of the space takes less, by the estimate; infinite where it is known that none fits."""
     refused: tuple[tuple[Way, str], ...]
     """Ways in which the model cannot be cut, and why."""
     least_memory: tuple[float, Candidate] | None
@@ -211,10 +211,13 @@ class _Run:
 
     def _cut(self, candidate: Candidate, costs: Sequence[LayerCost], bound: float) -> None:
         left = max(0.1, self.deadline - time.monotonic())
-        cuts = find_cuts(candidate, costs, self.memory_bytes, left)
+        try:
+            cuts = find_cuts(candidate, costs, self.memory_bytes, left)
+        except TimeoutError:
+            self.abandoned = min(self.abandoned, bound)
+            return
         if cuts is None:
             return
         if cuts.bound < cuts.seconds:
             self.abandoned = min(self.abandoned, max(bound, cuts.bound))
-        if cuts.layers or candidate.pp == 1:
-            self.found.append(Estimated(replace(candidate, layers=cuts.layers), cuts.seconds))
+        self.found.append(Estimated(replace(candidate, layers=cuts.layers), cuts.seconds))

@@ -43,12 +43,20 @@ class Model:
         self._model.add(constraint)
 
     def minimize(self, objective: Any, time_limit: float) -> Found | None:
-        """The least value found in the time; None where there is none, or none was found."""
+        """The least value found in the time; None where there is none.
+
+        Raises:
+            TimeoutError: None was found in the time, and none was ruled out.
+        """
         self._model.minimize(objective)
         solver = cp_model.CpSolver()
         solver.parameters.max_time_in_seconds = time_limit
         solver.parameters.random_seed = SEED
         solver.parameters.num_workers = 1
-        if solver.solve(self._model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        status = solver.solve(self._model)
+        if status == cp_model.UNKNOWN:
+            raise TimeoutError
+        if status == cp_model.INFEASIBLE:
             return None
+        assert status in (cp_model.OPTIMAL, cp_model.FEASIBLE), solver.status_name(status)
         return Found(solver.objective_value, solver.best_objective_bound, solver)

@@ -15,6 +15,8 @@ from superscaler.search.solver import Model
 
 RESOLUTION = 20_000
 """Units of time that the work of all layers on a micro-batch is counted in."""
+SHARES = 6
+"""All parts of a bubble that schedules leave are so many of it."""
 MIB = 2**20
 
 
@@ -53,6 +55,9 @@ def find_cuts(
         costs: Of its layers.
         memory_bytes: Of one device.
         time_limit: Seconds for the solver.
+
+    Raises:
+        TimeoutError: Nothing was found in the time.
     """
     if candidate.pp == 1:
         fits = row_bytes(candidate, 0, costs) <= memory_bytes
@@ -92,15 +97,15 @@ class _Cutting:
             twice = round(2 * in_flight(candidate, row))
             held = sum(2 * standing[stage] + twice * flying[stage] for stage in hosted)
             model.add(held <= 2 * (self.memory_bytes // MIB - temporary))
-        bubble = round(10 * BUBBLES[candidate.schedule])
-        part = 10 * candidate.micro_batches - bubble
-        found = model.minimize(part * slowest + bubble * sum(paces) + 10 * last, time_limit)
+        bubble = round(SHARES * BUBBLES[candidate.schedule])
+        part = SHARES * candidate.micro_batches - bubble
+        found = model.minimize(part * slowest + bubble * sum(paces) + SHARES * last, time_limit)
         if found is None:
             return None
         chosen = [0, *(found.value(end) for end in ends), count]
         layers = tuple(stop - start for start, stop in pairwise(chosen))
-        constant = self._seconds(layers) - found.objective * unit / 10
-        return Cuts(layers, self._seconds(layers), found.bound * unit / 10 + constant)
+        seconds = self._seconds(layers)
+        return Cuts(layers, seconds, seconds - (found.objective - found.bound) * unit / SHARES)
 
     def _sums(self, model: Model, bounds: Sequence, amounts: Sequence[int]) -> list:
         """Per stage the amounts of its layers."""

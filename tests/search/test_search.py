@@ -166,6 +166,23 @@ def test_what_does_not_fit_is_refused_with_the_least_that_would():
         ss.plan(graph(), Cluster.local(2).with_memory(MIB // 4), "auto")
 
 
+def test_a_search_that_has_no_time_does_not_say_that_nothing_fits():
+    with pytest.raises(PlanError, match=r"was found in 0 s, though there may be some"):
+        find_plan(graph(), Cluster.local(2), time_limit=0.0)
+
+
+def test_stages_that_are_not_decided_in_time_bound_the_rest(monkeypatch):
+    def undecided(*_):
+        raise TimeoutError
+
+    search = Search(graph(), Cluster.local(2), Space(keeps=(("", 1),), most_tp=1, fixed=(("pp", 2),)))
+    decided = search.run()
+    monkeypatch.setattr("superscaler.search.search.find_cuts", undecided)
+    found = search.run()
+    assert not found.plans
+    assert 0 < found.bound <= decided.plans[0].seconds
+
+
 def test_more_memory_is_worth_what_the_report_says():
     tight = Cluster.local(2).with_memory(2 * MIB)
     _, report = find_plan(graph(), tight)
