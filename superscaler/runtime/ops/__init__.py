@@ -41,6 +41,7 @@ from superscaler.runtime.ops.loss_scale import (
     unscale,
     unscaled_norm,
 )
+from superscaler.runtime.ops.paged_attention import paged_attention
 from superscaler.runtime.ops.sgd import sgd, sgd_
 from superscaler.runtime.ops.shapes import as_strided, as_strided_scatter, repeat
 from superscaler.runtime.ops.update import update_fetching
@@ -90,6 +91,7 @@ __all__ = [
     "loss_scale",
     "next_loss_scale",
     "overflows",
+    "paged_attention",
     "repeat",
     "sgd",
     "sgd_",

@@ -1,0 +1,241 @@
+"""Engine: requests come in, steps are run, tokens go out."""
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from superscaler.runtime.serving.batch import Batch
+from superscaler.runtime.serving.kv_cache import KvCache
+from superscaler.runtime.serving.output import Load, Output
+from superscaler.runtime.serving.request import FinishReason, Request, Sequence
+from superscaler.runtime.serving.sampling import Logprobs, Row
+from superscaler.runtime.serving.scheduler import Scheduler
+from superscaler.runtime.serving.speculation import Proposal, Verified, verify
+from superscaler.runtime.serving.step import Sampled, Step
+
+_NOTHING = Proposal()
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """A sequence of which one token is to be computed next."""
+
+    row: Row
+    """What precedes the token after that."""
+    room: int
+    """Most tokens that it may still get: a tree that follows it has fewer levels."""
+
+
+class Drafting(Protocol):
+    """What proposes tokens for sequences that decode."""
+
+    def propose(self, sequences: Mapping[str, Decoding], prompt_tokens: int) -> Mapping[str, Proposal]:
+        """A proposal for each sequence for which one pays, by its id.
+
+        Args:
+            sequences: Those that decode next.
+            prompt_tokens: How many tokens of prompts the step is likely to have beside theirs.
+        """
+        ...
+
+    def verified(self, step: Step, accepted: Mapping[str, tuple[int, ...]], seconds: float) -> None:
+        """What became of proposals.
+
+        Args:
+            step: What was run.
+            accepted: Of each sequence whose tree took part, the accepted nodes from the first level down.
+            seconds: From after the proposals until all tokens were known.
+        """
+        ...
+
+    def forget(self, sequence: str) -> None:
+        """The sequence has ended."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """What is known of a request while it is served."""
+
+    seed: int
+    """Its own, or one drawn for it."""
+    end_tokens: tuple[int, ...]
+    """Those with which its sequences end."""
+    going: dict[int, Sequence]
+    """Its sequences that go on, by their index."""
+
+
+class Engine:
+    """Serves requests, a step at a time.
+
+    Args:
+        scheduler: Decides what goes into a step.
+        cache: Whose pages it gives to sequences.
+        run: Computes the logits [wanted, vocab] of a batch.
+        clock: Seconds.
+        drafting: Proposes tokens that one step checks; None: each step gives a sequence one token.
+        end_tokens: Those with which the model ends a text.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        cache: KvCache,
+        run: Callable[[Batch], Tensor],
+        clock: Callable[[], float],
+        drafting: Drafting | None = None,
+        end_tokens: frozenset[int] = frozenset(),
+    ) -> None:
+        self.scheduler = scheduler
+        self._cache = cache
+        self._run, self._clock, self._drafting = run, clock, drafting
+        self._end_tokens = end_tokens
+        self._open: dict[str, _Open] = {}
+        """Requests that are served."""
+        self._came: dict[str, float] = {}
+        """When requests came that have had no part in a step."""
+        self._queued: dict[str, float] = {}
+        """Of the others: seconds until they had."""
+
+        self._step_tokens = self._preemptions = self._drafts = self._draft_tokens = self._accepted_tokens = 0
+
+    @property
+    def load(self) -> Load:
+        """How busy it is."""
+        cache, scheduler = self._cache, self.scheduler
+        going = sum(sequence.preemptions for sequence in (*scheduler.running, *scheduler.waiting))
+        return Load(
+            len(scheduler.running),
+            len(scheduler.waiting),
+            cache.pages,
+            cache.pages - cache.free,
+            self._step_tokens,
+            self._preemptions + going,
+            self._drafts,
+            self._draft_tokens,
+            self._accepted_tokens,
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no sequence wants another token."""
+        return not (self.scheduler.running or self.scheduler.waiting)
+
+    def add(self, request: Request) -> None:
+        """Take in a request.
+
+        Raises:
+            RequestError: It can never be served, or one of its name is served already.
+        """
+        sequences, params = self.scheduler.add(request), request.params
+        self._open[request.id] = _Open(
+            secrets.randbits(63) if params.seed is None else params.seed,
+            tuple(sorted(params.stop_token_ids | (frozenset() if params.ignore_eos else self._end_tokens))),
+            {sequence.index: sequence for sequence in sequences},
+        )
+        self._came[request.id] = self._clock()
+
+    def end(self, request_id: str, index: int | None = None, reason: FinishReason = "abort") -> list[Output]:
+        """End a request, or one of its sequences, for a reason that its tokens do not show.
+
+        Returns:
+            What ends with this: nothing of a request that has ended already, or never came.
+        """
+        going = self._open[request_id].going if request_id in self._open else {}
+        chosen = [going[number] for number in sorted(going, reverse=True) if index in (None, number)]
+        for sequence in chosen:  # the first, from which others may have to begin, last
+            self.scheduler.end(sequence, reason)
+        return [self._output(sequence, len(sequence.generated), ()) for sequence in chosen]
+
+    def step(self) -> list[Output]:
+        """Run one step; what it gave, none where there is nothing to do."""
+        proposals = self._proposals()
+        began = self._clock()
+        trees = {sequence: proposal.tree for sequence, proposal in proposals.items() if len(proposal.tree)}
+        step = self.scheduler.schedule(trees)
+        if step is None:
+            return []
+        started = self._clock()
+        for part in step.parts:
+            if (came := self._came.pop(part.sequence.request.id, None)) is not None:
+                self._queued[part.sequence.request.id] = started - came
+        try:
+            logits = self._run(step.batch)
+            proposed = [
+                _NOTHING if sample.tree is None else proposals[sample.sequence.id] for sample in step.samples
+            ]
+            rows = [self._row(sample.sequence) for sample in step.samples]
+            verified = verify(logits, proposed, rows)
+        except Exception:
+            self.scheduler.fail()
+            raise
+        before = {sample.sequence.id: len(sample.sequence.generated) for sample in step.samples}
+        logprobs = {
+            sample.sequence.id: one.logprobs for sample, one in zip(step.samples, verified, strict=True)
+        }
+        changed = self.scheduler.update(step, [Sampled(one.tokens, one.nodes) for one in verified])
+        self._account(step, verified, self._clock() - began)
+        return [self._output(one, before[one.id], logprobs[one.id]) for one in changed]
+
+    def _account(self, step: Step, verified: list[Verified], seconds: float) -> None:
+        self._step_tokens = len(step.batch.tokens)
+        accepted: dict[str, tuple[int, ...]] = {}
+        for sample, one in zip(step.samples, verified, strict=True):
+            if sample.tree is not None:
+                accepted[sample.sequence.id] = one.nodes
+                self._drafts += 1
+                self._draft_tokens += len(sample.tree.tokens)
+                self._accepted_tokens += len(one.nodes)
+        if self._drafting is not None:
+            self._drafting.verified(step, accepted, seconds)
+
+    def _proposals(self) -> Mapping[str, Proposal]:
+        if self._drafting is None:
+            return {}
+        decoding = {
+            sequence.id: Decoding(self._row(sequence), sequence.room) for sequence in self.scheduler.decoding
+        }
+        running = self.scheduler.running
+        prompt_tokens = sum(each.uncomputed for each in running if each.id not in decoding)
+        return self._drafting.propose(decoding, prompt_tokens)
+
+    def _row(self, sequence: Sequence) -> Row:
+        request = sequence.request
+        known = self._open[request.id]
+        return Row(
+            request.params,
+            known.seed,
+            request.prompt,
+            sequence.generated,
+            sequence=sequence.index,
+            end_tokens=known.end_tokens,
+        )
+
+    def _output(self, sequence: Sequence, known: int, logprobs: tuple[Logprobs | None, ...]) -> Output:
+        tokens, request_id = tuple(sequence.generated[known:]), sequence.request.id
+        queued = self._queued.get(request_id, 0.0)
+        if sequence.finish_reason is not None:
+            self._forget(sequence)
+        return Output(
+            request_id,
+            sequence.index,
+            tokens,
+            logprobs[: len(tokens)],
+            sequence.finish_reason,
+            sequence.cached or 0,
+            queued,
+        )
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._preemptions += sequence.preemptions
+        going = self._open[sequence.request.id].going
+        del going[sequence.index]
+        if not going:
+            del self._open[sequence.request.id]
+            self._came.pop(sequence.request.id, None)
+            self._queued.pop(sequence.request.id, None)
+        if self._drafting is not None:
+            self._drafting.forget(sequence.id)

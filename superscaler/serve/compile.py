@@ -1,0 +1,95 @@
+"""Compile a language model for serving: trace, lower, plan; what is written is a build that an engine runs."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from superscaler.compiler import CompiledPlan, plan
+from superscaler.ir.trace import trace
+from superscaler.planner.cluster import Cluster
+from superscaler.serve.inputs import token_input
+from superscaler.serve.lower import Servable, lower
+from superscaler.serve.paged import DEFAULT_CACHE, CacheSize, caches_of
+
+_EXAMPLE = (2, 16)
+"""Sequences and tokens of the example a model is traced with; both vary."""
+
+
+@dataclass(frozen=True)
+class ServingPlan:
+    """A plan for a lowered model."""
+
+    plan: CompiledPlan
+    servable: Servable
+
+    def save(
+        self, directory: str | Path, model_reference: str = "", facts: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write the build folder, which ``superscaler serve`` and `Engine.load` run; returns it.
+
+        Args:
+            directory: The folder.
+            model_reference: How the user named the model, for the record.
+            facts: Further entries of ``plan.json``.
+
+        Raises:
+            BuildError: The folder exists and is not a build.
+        """
+        return self.plan.save(directory, model_reference, {"serving": self._facts(), **(facts or {})})
+
+    def _facts(self) -> dict[str, Any]:
+        """What an engine must know of the program."""
+        graph, cache = self.servable.graph, self.servable.cache
+        logits = graph.outputs[0]
+        return {
+            "tokens": token_input(graph),
+            "logits": logits,
+            "vocab": graph.tensors[logits].shape[-1],
+            "pages": cache.pages,
+            "page_size": cache.page_size,
+            "longest": self.servable.longest,
+            "caches": [name for operator in graph.operators for name in caches_of(operator)],
+        }
+
+
+def compile_serving(
+    model: torch.nn.Module,
+    cluster: Cluster,
+    wanted: Any = "none",
+    *,
+    cache: CacheSize = DEFAULT_CACHE,
+    longest: int | None = None,
+) -> ServingPlan:
+    """Compile a causal language model for serving; the plan is verified.
+
+    Args:
+        model: Maps tokens [batch, seq] to logits [batch, seq, vocab]: one of `transformers`, or any module whose
+            first argument is the tokens.
+        cluster: What it runs on.
+        wanted: A plan string, such as ``"tp=2"``, or a plan script.
+        cache: How many tokens the caches hold.
+        longest: Limits sequences to so many tokens.
+
+    Raises:
+        TraceError: The model cannot be served; the message says why.
+        PlanError: The plan cannot be.
+    """
+    servable = lower(trace_language_model(model), cache=cache, longest=longest)
+    planned = plan(servable.graph, cluster, wanted)
+    planned.verify()
+    return ServingPlan(planned, servable)
+
+
+def trace_language_model(model: torch.nn.Module) -> Any:
+    """The graph of a language model on tokens alone, whose batch and length vary."""
+    tokens = torch.zeros(_EXAMPLE, dtype=torch.int64)
+    sizes = ("batch", "seq")
+    if hasattr(model, "generate") and hasattr(model, "config"):  # as models of transformers have
+        inputs = {"input_ids": tokens, "use_cache": False}
+        return trace(model.eval(), (), inputs, dynamic={"input_ids": sizes})
+    name = next(iter(inspect.signature(model.forward).parameters))
+    return trace(model.eval(), (tokens,), dynamic={name: sizes})
