@@ -14,6 +14,7 @@ from superscaler.model_reference import build_model, load_script
 from superscaler.planner.recipes import RECIPES
 from superscaler.profiling import profile as profiling
 from superscaler.profiling.standard_models import Sizes
+from tests.command_line_page import documented_keys
 
 ROOT = Path(__file__).parents[1]
 GPT = str(ROOT / "models" / "gpt.py")
@@ -293,10 +294,13 @@ def test_profile_writes_a_cluster_that_other_commands_take(capsys, tmp_path, mon
     model, file = ["--plan", "dp=2", *SMALL], tmp_path / "mine.yaml"
     code, out, err = run(
         capsys, "profile", "--devices", "2", "--quick", "--backend", "gloo", "-o", str(file),
-        "--model", f"{GPT}:tiny", *model,
+        "--model", f"{GPT}:tiny", *model, "--json",
     )  # fmt: skip
     assert code == 0, err
-    assert f"--cluster {file}" in out
+    measured = json.loads(out)
+    assert list(measured) == documented_keys("profile")
+    assert measured["cluster"] == str(file)
+    assert measured["flops_per_second"]["float32"] > 0
     assert (tmp_path / "cache" / "profile.json").is_file()
     code, out, err = run(capsys, "simulate", f"{GPT}:tiny", "--cluster", str(file), *model)
     assert code == 0, err

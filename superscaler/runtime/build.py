@@ -13,6 +13,7 @@ from superscaler.errors import BuildError
 from superscaler.ir.mesh import Mesh
 from superscaler.ir.size import Requirement, bind_sizes, evaluate, symbol
 from superscaler.ir.tensor import Role
+from superscaler.runtime.ops.learning_rate import Rate
 from superscaler.runtime.stored_tensor import StoredTensor, read_stored_tensor
 
 FORMAT = 2
@@ -59,6 +60,16 @@ class UnreadTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What a training step computes."""
+
+    model_flops: float = 0.0
+    """Arithmetic of the model's products, without what is computed again; 0 where the build does not say."""
+    peak_flops: float | None = None
+    """Per second, of all devices of the cluster that was planned for; None where that is a guess."""
+
+
+@dataclass(frozen=True, slots=True)
 class Build:
     """A build folder."""
 
@@ -82,6 +93,9 @@ class Build:
     initialisers: Mapping[str, Any]
     exchanges: Mapping[str, Any]
     unread: Mapping[str, UnreadTensor]
+    learning_rates: tuple[Rate, ...]
+    """Those of the updates, each once; empty where the build does not say."""
+    work: Work
     sizes: Mapping[str, int]
     """Symbol of a size that varies -> its value: at first that of the example, after `bind` a run's."""
     described: Mapping[str, Any] = field(repr=False)
@@ -119,6 +133,11 @@ class Build:
             exchanges=_at_sizes(plan["exchanges"], sizes),
             sizes=sizes,
         )
+
+    @property
+    def reporter(self) -> int:
+        """The rank that reports the loss."""
+        return self.programs[self.loss_row].devices[0]
 
     def program_of(self, rank: int) -> RowProgram:
         """The program of a rank."""
@@ -247,6 +266,10 @@ def _read(folder: Path, described: Mapping[str, Any], fingerprint: str) -> Build
             )
             for name, entry in plan.get("unread", {}).items()
         },
+        learning_rates=tuple(
+            tuple(rate) if isinstance(rate, list) else rate for rate in plan.get("learning_rates", ())
+        ),
+        work=Work(**plan.get("work", {})),
         sizes=sizes,
         described=described,
         fingerprint=fingerprint,

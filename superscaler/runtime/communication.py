@@ -20,7 +20,7 @@ from superscaler.runtime.flat_messages import (
     lead_with_pieces,
     overwrite,
 )
-from superscaler.runtime.groups import Axis, Giver, Way, create_groups, partner
+from superscaler.runtime.groups import Axis, Giver, Way, create_groups, named_axes, partner
 from superscaler.runtime.host_memory import HostMoves, in_host_memory
 from superscaler.runtime.pending_sends import PendingSends
 from superscaler.runtime.started import (
@@ -30,7 +30,10 @@ from superscaler.runtime.started import (
     start_all_gather,
     start_reduce_scatter,
 )
+from superscaler.runtime.waits import Waits
 
+MARGIN = 30.0
+"""By how much time-outs of torch are longer than a watchdog's, in seconds, so that its report comes first."""
 REDUCERS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
@@ -49,6 +52,7 @@ class Runtime:
         exchanges: ``plan.json``'s table of irregular redistributions.
         sizes: Sizes that vary, and what they are now.
         timeout: Longest wait of one communication, in seconds.
+        waits: Told of every communication. Whoever reads it ends those that take longer, before torch does.
     """
 
     def __init__(
@@ -61,8 +65,11 @@ class Runtime:
         exchanges: Mapping[str, Any] | None = None,
         sizes: Mapping[str, int] | None = None,
         timeout: float = 600.0,
+        waits: Waits | None = None,
     ) -> None:
         exchanges = exchanges or {}
+        self._waits = waits or Waits(device)
+        limit = timeout + (MARGIN if waits else 0.0)
         self.rank, self.stages, self.device, self.timeout = rank, tuple(stages), torch.device(device), timeout
         self._own = tuple(number for number, mesh in enumerate(self.stages) if rank in mesh.devices)
         self.use_sizes(sizes or {}, exchanges)
@@ -73,10 +80,14 @@ class Runtime:
                 messages,
                 exchange_groups(exchanges),
                 self.device,
-                timedelta(seconds=timeout),
+                timedelta(seconds=limit),
             )
+        self.axes = named_axes(self._groups.axes)
+        """Every axis, by its name and a stage, or by its name and None where this rank's stages agree."""
         self._sends = PendingSends(is_gloo=self.device.type == "cpu")
         self._reductions = Reductions()
+        self._accumulated = Reductions()
+        """Of what micro-batches add up: what they start themselves is waited for without it."""
         self._host_moves = HostMoves(self.device)
         self._handed: defaultdict[tuple[int, int] | str, deque[Tensor]] = defaultdict(deque)
 
@@ -91,14 +102,12 @@ class Runtime:
 
     def axis(self, name: str, stage: int | None = None) -> Axis:
         """The axis `name` of the mesh of one of this rank's stages, or of all of them that have it, if these agree."""
-        if stage is not None:
-            return self._groups.axes[stage, name]
-        found = [axis for (_, own), axis in self._groups.axes.items() if own == name]
-        assert found, f"no mesh of rank {self.rank} has an axis {name!r}"
-        assert all(axis == found[0] for axis in found), (
-            f"stages of rank {self.rank} differ in the axis {name!r}"
+        found = self.axes.get((name, stage))
+        assert found or any(own == name for own, _ in self.axes), (
+            f"no mesh of rank {self.rank} has an axis {name!r}"
         )
-        return found[0]
+        assert found, f"stages of rank {self.rank} differ in the axis {name!r}"
+        return found
 
     # host memory
 
@@ -219,21 +228,28 @@ class Runtime:
     ) -> None:
         """Add `x`, of one micro-batch, to ``into[name]``; the last one starts the sum over `axis`, as above.
 
+        `wait_accumulated` waits for it, `wait` does not.
+
         Args:
             x: Not to be used any more.
             axis: The ranks that sum.
-            into: Where `wait` puts the sum.
+            into: Where the sum is put.
             name: Under which.
             is_last: Whether all other micro-batches have added theirs.
             dim: Of which this rank keeps its piece; None: it keeps all.
         """
         with self._naming("accumulate", axis.name, axis.ranks):
-            self._reductions.accumulate(Reduction(x, axis, dim, into, name), is_last=is_last)
+            self._accumulated.accumulate(Reduction(x, axis, dim, into, name), is_last=is_last)
 
     def wait(self, leaving: int = 0) -> None:
         """Wait for what was started, but not for the last `leaving` of it."""
         with self._naming("wait", "all axes", self._everyone()):
             self._reductions.wait(leaving)
+
+    def wait_accumulated(self) -> None:
+        """Wait for the sums of what all micro-batches have added up."""
+        with self._naming("wait_accumulated", "all axes", self._everyone()):
+            self._accumulated.wait()
 
     def gather_ahead(
         self,
@@ -400,6 +416,7 @@ class Runtime:
     @contextmanager
     def _naming(self, operation: str, where: str, ranks: Sequence[int]) -> Iterator[None]:
         """Turn a failure of torch.distributed into an error that names the operation, ranks and rank."""
+        self._waits.begin(operation, where, ranks)
         try:
             yield
         except CommunicationError:
@@ -412,3 +429,5 @@ class Runtime:
                 remedy="look for the first error of another rank; where ranks are only slow, raise --timeout "
                 f"(now {self.timeout:g} seconds)",
             ) from error
+        finally:
+            self._waits.end()

@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-JOINED_BYTES = {"cpu": 2**20, "cuda": 25 * 2**20}
-"""Up to how many bytes small tensors are joined; a larger one travels alone, uncopied. By type of device: where copies
-are dear and messages cheap, few are joined."""
+from superscaler.ir.bucket import JOINED_BYTES
 
 
 def buckets(xs: Sequence[Tensor]) -> Iterator[list[int]]:

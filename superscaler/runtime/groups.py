@@ -74,6 +74,16 @@ class Groups:
     exchanges: Mapping[Giver, Any]
 
 
+def named_axes(axes: Mapping[tuple[int, str], Axis]) -> dict[tuple[str, int | None], Axis]:
+    """Axes by their name and a stage; also by their name and None, where all stages that have it agree."""
+    found: dict[tuple[str, int | None], Axis] = {(name, stage): axis for (stage, name), axis in axes.items()}
+    for name in {name for name, _ in found}:
+        own = [axis for (other, _), axis in found.items() if other == name]
+        if all(axis == own[0] for axis in own):
+            found[name, None] = own[0]
+    return found
+
+
 def create_groups(
     rank: int,
     stages: Sequence[Mesh],

@@ -8,8 +8,8 @@ import torch
 
 from superscaler.runtime.data import Batches, batch_shapes
 from superscaler.runtime.outputs import OutputFile
-from superscaler.runtime.ranks import leave, meet, relative
-from superscaler.runtime.session import Session, add_common_options, positive, run_entry
+from superscaler.runtime.ranks import meet, relative
+from superscaler.runtime.session import Session, add_common_options, load_start, positive, run_entry
 
 
 def main(file: str, arguments: Sequence[str] | None = None) -> None:
@@ -22,17 +22,21 @@ def _run(session: Session, options: argparse.Namespace) -> None:
     if build.sizes or options.batch:
         build = build.bind(batch_shapes(session.data, build, options.batch))
         session.runtime.use_sizes(build.sizes, build.exchanges)
-    batches = Batches(session.data, build, session.rank, session.device, may_repeat=True)
+    weights = load_start(session, options).weights
+    batches = Batches(
+        session.data, build, session.rank, session.device, is_once=True,
+        reads_ahead=not options.no_read_ahead, timeout=options.timeout,
+    )  # fmt: skip
     outputs = OutputFile(options.out, build, session.rank)
     with torch.no_grad():
-        for number in range(batches.count):
-            micro_batches = batches.micro_batches(number)
-            outputs.add(session.module.infer_step(session.weights, micro_batches, session.runtime))
+        for micro_batches in batches.epoch():
+            outputs.add(session.module.infer_step(weights, micro_batches, session.runtime))
     session.runtime.finish()
+    assert batches.samples is not None, "an epoch ends"
     outputs.write(batches.samples, meet)
     if session.rank == 0:
         print(f"{options.out}: outputs of {batches.samples} samples")  # noqa: T201
-    leave()
+    session.close()
 
 
 def _parser(entry: Path) -> argparse.ArgumentParser:

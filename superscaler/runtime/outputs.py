@@ -103,6 +103,15 @@ def join_pieces(output: Output, pieces: Mapping[int, Tensor], micro_batches: int
     return fine.view(tensor.shape)
 
 
+def local_shape(output: Output, rank: int, micro_batches: int) -> tuple[int, ...]:
+    """The shape of what ``infer_step`` returns on a rank for one batch: the micro-batches' results joined."""
+    dim, shape = _dim_cut_in_time(output), output.tensor.local_shape(rank)
+    if dim is None:
+        return shape
+    joined = sum(output.tensor.local_shape(rank, number)[dim] for number in range(micro_batches))
+    return (*shape[:dim], joined, *shape[dim + 1 :])
+
+
 def _dim_cut_in_time(output: Output) -> int | None:
     position = 0
     for dim, sizes in enumerate(output.tensor.fine):

@@ -18,9 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from superscaler.ir.bucket import BUCKET_BYTES, has_room, travels_alone
+from superscaler.ir.bucket import BUCKET_BYTES, JOINED_BYTES, has_room, travels_alone
 from superscaler.runtime.flat_messages import (
-    JOINED_BYTES,
     buckets,
     join_columns,
     join_pieces,
@@ -29,8 +28,12 @@ from superscaler.runtime.flat_messages import (
 )
 from superscaler.runtime.groups import Axis
 
-Kind = tuple[str, bool, torch.dtype]
-"""What reductions that travel together have in common: axis, whether all is kept, dtype."""
+Kind = tuple[str, tuple[int, ...], bool, torch.dtype]
+"""What reductions that travel together have in common: axis, its ranks, whether all is kept, dtype.
+
+Stages on the same ranks may differ in what lies along an axis of one name, or only in its order, which matters where
+each rank keeps its piece.
+"""
 
 
 @dataclass
@@ -105,7 +108,9 @@ class Reduction:
     @property
     def kind(self) -> Kind:
         """What reductions that travel together have in common."""
-        return self.axis.name, self.dim is None, self.x.dtype
+        keeps_all = self.dim is None
+        ranks = tuple(sorted(self.axis.ranks)) if keeps_all else self.axis.ranks
+        return self.axis.name, ranks, keeps_all, self.x.dtype
 
     def finish(self) -> None:
         """Wait, and put the result where it goes, added to what is there."""
@@ -204,7 +209,7 @@ class Reductions:
         else:
             bucket.launch_if_complete()
 
-    def wait(self, leaving: int) -> None:
+    def wait(self, leaving: int = 0) -> None:
         """Finish all but the last `leaving` that were started."""
         while len(self.order) > leaving:
             reduction = self.order.popleft()

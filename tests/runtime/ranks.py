@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+from tests.runtime.rank_server import rank_server
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, folder: Path, *arguments: Any) -> list[Any]:
     """``function(rank, *arguments)`` on every rank; their results, in order."""
-    context = mp.get_context("fork")
+    context = rank_server()
     processes = [
         context.Process(target=_run, args=(function, rank, world_size, str(folder), arguments))
         for rank in range(world_size)

@@ -216,8 +216,9 @@ def accumulated(rank):
                 dim = 1 if name == "scattered" else None
                 rt.accumulate(piece(rank + step + mb, *shape), tp, sums, name, mb == 2, dim)
             rt.accumulate(piece(rank + step + mb, 3).double(), tp, sums, "alone in its bucket", mb == 2)
-        assert not sums
         rt.wait()
+        assert not sums, "what micro-batches add up is not waited for with the rest"
+        rt.wait_accumulated()
         alone = sum(piece(r + step + mb, 3).double() for r in tp.ranks for mb in range(3))
         torch.testing.assert_close(sums["alone in its bucket"], alone)
         for name, shape in shapes.items():
@@ -226,6 +227,41 @@ def accumulated(rank):
             torch.testing.assert_close(sums[name], mine)
         places = {name: total.untyped_storage().data_ptr() for name, total in sums.items()}
         assert places["a"] == places["b"] != places["c"] == places["d"]
+
+
+def beside_what_adds_up(rank):
+    """In the last micro-batch a body waits for its own sums while others are not complete yet."""
+    rt = Runtime(rank, [MESH])
+    tp = rt.axis("tp")
+    own, sums = {name: piece(rank, 3, 4) for name in ("first", "second", "scattered")}, {}
+    for is_last in (False, True):
+        rt.accumulate(own["first"].clone(), tp, sums, "first", is_last)
+        rt.start_reduce_scatter(own["scattered"], tp, 1, sums, "scattered")
+        rt.wait()
+        rt.accumulate(own["second"].clone(), tp, sums, "second", is_last)
+    assert set(sums) == {"scattered"}
+    rt.wait_accumulated()
+    total = 2 * sum(piece(r, 3, 4) for r in tp.ranks)
+    torch.testing.assert_close(sums["first"], total)
+    torch.testing.assert_close(sums["second"], total)
+    torch.testing.assert_close(sums["scattered"], total.chunk(2, 1)[tp.coordinate])
+
+
+def of_stages_that_differ(rank):
+    """Two stages on the same ranks: along `dp` lie other ranks, along `tp` the same in another order."""
+    other = Mesh((1, 2, 0, 3), (("dp", 2), ("tp", 2)))
+    reversed_tp = Mesh((1, 0, 3, 2), (("dp", 2), ("tp", 2)))
+    rt = Runtime(rank, [MESH, other, reversed_tp])
+    sums, scattered = {}, {}
+    for stage in range(3):
+        rt.start_all_reduce(piece(rank, 4, 6), rt.axis("dp", stage), sums, f"{stage}")
+        rt.start_reduce_scatter(piece(rank, 4, 6), rt.axis("tp", stage), 1, scattered, f"{stage}")
+    rt.wait()
+    for stage in range(3):
+        dp, tp = rt.axis("dp", stage), rt.axis("tp", stage)
+        torch.testing.assert_close(sums[f"{stage}"], sum(piece(r, 4, 6) for r in dp.ranks))
+        mine = sum(piece(r, 4, 6) for r in tp.ranks).chunk(2, 1)[tp.coordinate]
+        torch.testing.assert_close(scattered[f"{stage}"], mine)
 
 
 def gathered(rank):
@@ -244,6 +280,8 @@ def gathered(rank):
     assert next(ahead, None) is None
 
 
-@pytest.mark.parametrize("function", [started, joined, accumulated, gathered])
+@pytest.mark.parametrize(
+    "function", [started, joined, accumulated, beside_what_adds_up, of_stages_that_differ, gathered]
+)
 def test_what_is_started_arrives_in_order_and_equals_what_is_waited_for_at_once(tmp_path, function):
     run_ranks(function, 4, tmp_path)

@@ -170,5 +170,14 @@ def test_ranks_with_different_builds_refuse_to_start(tmp_path):
 def test_help_explains_every_option(tmp_path):
     result = start(write_build(tmp_path), "--help", ranks=0)
     assert result.returncode == 0
-    for option in ("--steps", "--data", "--weights", "--save-state", "--timeout", "--allow-edited"):
+    for option in (
+        "--steps",
+        "--data",
+        "--weights",
+        "--save-state",
+        "--timeout",
+        "--allow-edited",
+        "--resume",
+        "--keep",
+    ):
         assert option in result.stdout

@@ -1,0 +1,221 @@
+"""``superscaler serve``: a model behind the OpenAI API."""
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from superscaler.cli.terminal import positive, progress
+from superscaler.errors import BuildError, ServingError
+
+_SUMMARY = "compile a model for serving, and answer HTTP requests as the OpenAI API has them"
+_EPILOG = """\
+examples:
+  superscaler serve models/llama.py:tiny
+  superscaler serve ~/qwen --cluster local:2 --plan tp=2 --port 9000 --api-key-file keys.txt
+  superscaler serve ~/qwen -o build/qwen --cache-tokens 65536 --compile-only
+  superscaler serve build/qwen --weights ~/qwen --tokenizer ~/qwen
+"""
+_KEYS = "SUPERSCALER_API_KEYS"
+_ENGINE_OPTIONS = [
+    "seed",
+    "timeout",
+    "threads",
+    "step_tokens",
+    "step_sequences",
+    "chunk_tokens",
+    "host_pages",
+    "policy",
+]  # those that are the engine's own, and are handed on where they are given
+
+
+def add_command(commands: Any) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "serve",
+        usage="superscaler serve MODEL [options] [-- ARGUMENTS OF ITS serve.py]",
+        help=_SUMMARY,
+        description=_SUMMARY,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = "a folder of Hugging Face, FILE.py:NAME such as models/llama.py:tiny, or a build folder of this command"
+    parser.add_argument("model", help=what)
+    _add_model(parser.add_argument_group("the model and its plan"))
+    _add_engine(parser.add_argument_group("the engine"))
+    _add_server(parser.add_argument_group("the server"))
+    parser.set_defaults(run=run)
+
+
+def _add_model(group: Any) -> None:
+    add = group.add_argument
+    add("--cluster", default="local:1", help="devices to plan for (default local:1)")
+    add("--plan", default="none", help="plan string, or FILE.py:FUNCTION (default none)")
+    add("--dtype", choices=("float64", "float32", "bfloat16", "float16"),
+        help="of parameters (default: as the folder says, else float32)")  # fmt: skip
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a size of the model")
+    add("--weights", metavar="PATH", help="safetensors file or folder (default: the model's folder)")
+    add("--tokenizer", metavar="FOLDER", help="with the tokenizer (default: the model's folder)")
+    add("--cache-tokens", type=positive, default=4096, metavar="N",
+        help="tokens of all sequences that the caches hold (default 4096)")  # fmt: skip
+    add("--page-size", type=positive, default=16, metavar="N", help="tokens on a page of them (default 16)")
+    add("--longest", type=positive, metavar="N", help="most tokens of a sequence (default: the model's)")
+    add("-o", "--output", type=Path, metavar="FOLDER", help="keep the build folder there")
+    add("--compile-only", action="store_true", help="write the build folder, and do not serve")
+
+
+def _add_engine(group: Any) -> None:
+    add = group.add_argument
+    add("--seed", type=int, help="of the initialisation, without weights")
+    add("--timeout", type=float, metavar="SECONDS", help="longest wait of a rank for another (default 300)")
+    add("--threads", type=positive, help="CPU threads per rank (default: torch's)")
+    add("--step-tokens", type=positive, metavar="N", help="most tokens in a step (default 2048)")
+    add("--step-sequences", type=positive, metavar="N", help="most sequences at once (default 256)")
+    add("--chunk-tokens", type=positive, metavar="N", help="most tokens of one prompt in a step")
+    add("--host-pages", type=int, metavar="N", help="pages of host memory for sequences that make room")
+    add("--policy", help="who goes first (default fcfs)")
+    add("--torch-compile", action="store_true", help="let what layers compute go through torch.compile")
+    add("--max-restarts", type=int, default=3, metavar="N", help="new engines after deaths (default 3)")
+    add("--start-seconds", type=float, default=600.0, metavar="S", help="until it is ready (default 600)")
+
+
+def _add_server(group: Any) -> None:
+    add = group.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    add("--port", type=int, default=8000, help="(default 8000; 0: any that is free)")
+    add("--served-model-name", metavar="NAME", help="in requests (default: as the model is given)")
+    add("--api-key", action="append", default=[], metavar="KEY",
+        help=f"which calls must bring; repeated, or in {_KEYS}, joined by commas")  # fmt: skip
+    add("--api-key-file", type=Path, metavar="FILE", help="of keys, one a line")
+    add("--max-body-bytes", type=positive, default=8 << 20, metavar="N", help="of a request (default 8 MiB)")
+    add("--max-prompt-tokens", type=positive, metavar="N", help="(default: as many as fit)")
+    add("--max-waiting", type=positive, default=1024, metavar="N",
+        help="requests without a token yet; more are answered with 429 (default 1024)")  # fmt: skip
+    add("--request-seconds", type=float, default=600.0, metavar="S", help="for an answer (default 600)")
+    add("--drain-seconds", type=float, default=30.0, metavar="S",
+        help="that answers are given to end after SIGTERM (default 30)")  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compile and serve; `options.arguments` are for the engine's script."""
+    from tempfile import TemporaryDirectory
+
+    source = Path(options.model)
+    with ExitStack() as stack:
+        if (source / "plan.json").is_file():
+            folder = source
+        else:
+            _check_output(options)
+            parent = (
+                None if options.output else stack.enter_context(TemporaryDirectory(prefix="superscaler-"))
+            )
+            folder = _compile(options, options.output or Path(parent or "") / "build")
+        if options.compile_only:
+            print(f"{folder}: serve it with\n  superscaler serve {folder}")
+            return
+        _serve(options, folder, source)
+
+
+def _check_output(options: argparse.Namespace) -> None:
+    if options.compile_only and not options.output:
+        raise BuildError("--compile-only keeps nothing without a folder", remedy="add -o FOLDER")
+
+
+def _compile(options: argparse.Namespace, folder: Path) -> Path:
+    from superscaler.cli.model_options import named_plan
+    from superscaler.planner.cluster import Cluster
+    from superscaler.serve.compile import compile_serving
+    from superscaler.serve.paged import CacheSize
+
+    with progress("building the model"):
+        model = _model(options)
+    how = named_plan(options.plan)
+    cache = CacheSize(-(-options.cache_tokens // options.page_size), options.page_size)
+    with progress("compiling"):
+        cluster = Cluster.parse(options.cluster)
+        compiled = compile_serving(model, cluster, how, cache=cache, longest=options.longest)
+        told = {"arguments": options.words, "cluster": options.cluster, "folder": os.getcwd()}
+        return compiled.save(folder, options.model, {"compiled_with": told})
+
+
+def _model(options: argparse.Namespace) -> Any:
+    import torch
+
+    from superscaler.cli.model_options import default_dtype, overrides
+    from superscaler.ir.deferred import deferred_init
+    from superscaler.model_reference import build_model
+    from superscaler.serve.pretrained import is_pretrained, pretrained_model
+
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    if is_pretrained(options.model):
+        if options.set:
+            raise ServingError("--set says nothing of a folder", remedy="change its config.json instead")
+        return pretrained_model(options.model, dtype)
+    with default_dtype(dtype or torch.get_default_dtype()), deferred_init():
+        return build_model(options.model, 1, overrides(options.set))[0]
+
+
+def _serve(options: argparse.Namespace, folder: Path, source: Path) -> None:
+    from superscaler.runtime.build import read_build
+    from superscaler.runtime.serving.engine_process import torchrun
+    from superscaler.runtime.serving.tokenizer import load_tokenizer
+
+    try:
+        from superscaler.runtime.serving.server import ServerLimits
+        from superscaler.runtime.serving.serving_process import ServingOptions, run
+    except ImportError as error:
+        raise ServingError(f"HTTP needs {error.name}", remedy="pip install 'superscaler[serve]'") from error
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    own = source if source.is_dir() else None
+    with progress("loading the tokenizer"):
+        place = options.tokenizer or own
+        tokenizer = load_tokenizer(place) if place else None
+    if options.tokenizer and tokenizer is None:
+        raise ServingError(f"there is no tokenizer in {options.tokenizer}", remedy="name another folder")
+    weights = options.weights or (own if own and any(own.glob("*.safetensors")) and own != folder else None)
+    ends = sorted(tokenizer.end_tokens) if tokenizer else []
+    limits = ServerLimits(
+        body_bytes=options.max_body_bytes,
+        prompt_tokens=options.max_prompt_tokens,
+        waiting=options.max_waiting,
+        request_seconds=options.request_seconds,
+    )
+    how = ServingOptions(
+        model=options.served_model_name or options.model,
+        host=options.host,
+        port=options.port,
+        limits=limits,
+        api_keys=_api_keys(options),
+        max_restarts=options.max_restarts,
+        start_seconds=options.start_seconds,
+        drain_seconds=options.drain_seconds,
+    )
+    ranks = read_build(folder).world_size
+    run(torchrun(folder, ranks, _engine_arguments(options, weights, ends)), how, tokenizer)
+
+
+def _engine_arguments(options: argparse.Namespace, weights: Any, ends: Sequence[int]) -> list[str]:
+    arguments = [] if weights is None else ["--weights", str(weights)]
+    arguments += ["--compile"] if options.torch_compile else []
+    for name in _ENGINE_OPTIONS:
+        value = getattr(options, name)
+        if value is not None:
+            arguments += ["--" + name.replace("_", "-"), str(value)]
+    for token in ends:
+        arguments += ["--end-token", str(token)]
+    return [*arguments, *options.arguments]
+
+
+def _api_keys(options: argparse.Namespace) -> tuple[str, ...]:
+    keys = [*options.api_key, *os.environ.get(_KEYS, "").split(",")]
+    if options.api_key_file:
+        try:
+            keys += options.api_key_file.read_text("utf-8").splitlines()
+        except OSError as error:
+            raise ServingError(f"cannot read the keys: {error}", remedy="name a file of keys") from error
+        if not any(map(str.strip, keys)):
+            raise ServingError(f"{options.api_key_file} holds no key", remedy="write one into it")
+    return tuple(key.strip() for key in keys if key.strip())

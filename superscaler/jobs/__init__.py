@@ -1,0 +1,1 @@
+"""Jobs: how the processes of a build are started on many machines, as text to be run there."""

@@ -1,0 +1,156 @@
+"""``superscaler serve`` of a model of Hugging Face: as transformers generates, over the death of a rank."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
+import pytest
+import tokenizers
+import torch
+import transformers
+
+from benchmarks.served import ranks_below
+from superscaler import cli
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+PROMPT = "to be or not"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small Llama with random weights, and a tokenizer that has learned a few words."""
+    folder = tmp_path_factory.mktemp("llama")
+    fast = tokenizers.ByteLevelBPETokenizer()
+    fast.train_from_iterator(
+        ["to be or not to be, that is the question"] * 4, 280, special_tokens=["<s>", "</s>"]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=fast._tokenizer, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=280, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5.0)  # logits that differ
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    """Its address, its process, and the client."""
+    command = [
+        sys.executable,
+        "-m",
+        "superscaler.cli",
+        "serve",
+        str(folder),
+        "--cluster",
+        "local:2",
+        "--plan",
+        "tp=2",
+    ]
+    command += ["--port", "0", "--served-model-name", "tiny", "--threads", "1", "--cache-tokens", "1024"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if found := re.search(r"http://127.0.0.1:\d+", line):
+            break
+    else:
+        pytest.fail("".join(said))
+    client = openai.OpenAI(base_url=f"{found[0]}/v1", api_key="none", max_retries=0)
+    yield process, found[0], client
+    process.send_signal(signal.SIGTERM)
+    rest = process.stdout.read()
+    assert process.wait(60) == 0, rest
+    client.close()
+    process.stdout.close()
+
+
+def generated(folder, text, count):
+    """The text that transformers generates greedily."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    prompt = tokenizer(text, return_tensors="pt")
+    tokens = model.generate(**prompt, max_new_tokens=count, do_sample=False)[
+        0, prompt["input_ids"].shape[1] :
+    ]
+    return tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_the_text_is_that_of_transformers(folder, server):
+    _, _, client = server
+    answer = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=30, temperature=0)
+    assert answer.choices[0].text == generated(folder, PROMPT, 30)
+    chat = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": PROMPT}], max_tokens=20, temperature=0
+    )
+    assert chat.choices[0].message.content == generated(folder, f"user: {PROMPT}\nassistant:", 20)
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["first", "last"])
+def test_a_stream_goes_on_where_it_was_when_a_rank_is_killed(server, victim):
+    process, _, client = server
+    ask = {
+        "model": "tiny",
+        "prompt": PROMPT,
+        "max_tokens": 200,
+        "seed": 3,
+        "extra_body": {"ignore_eos": True},
+    }
+    whole = client.completions.create(**ask).choices[0].text
+    said, killed = "", None
+    for chunk in client.completions.create(**ask, stream=True):
+        said += chunk.choices[0].text
+        if killed is None and len(said) > 10:
+            killed = sorted(ranks_below(process.pid))[0 if victim == "first" else -1]
+            os.kill(killed, signal.SIGKILL)
+    assert said == whole
+    assert killed not in ranks_below(process.pid)
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_the_benchmark_measures_it(server, capsys):
+    _, url, _ = server
+    wanted = ["--num-prompts", "6", "--input-len", "12", "--output-len", "5", "--ignore-eos", "--json"]
+    assert cli.main(["bench", "serve", "--url", url, *wanted]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["completed"], report["total_input_tokens"], report["total_output_tokens"]) == (6, 72, 30)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.py:tiny"], "no Python file"),
+        (["models/llama.py:tiny", "--compile-only"], "add -o FOLDER"),
+        (["models/llama.py:tiny", "--set", "layers"], "write --set layers=2"),
+    ],
+)
+def test_mistakes_are_told(arguments, message, capsys):
+    assert cli.main(["serve", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_build_is_kept_and_told_how_to_be_served(tmp_path, capsys):
+    assert cli.main(["serve", "models/llama.py:tiny", "-o", str(tmp_path / "build"), "--compile-only"]) == 0
+    assert f"superscaler serve {tmp_path / 'build'}" in capsys.readouterr().out
+    assert (tmp_path / "build" / "serve.py").is_file()
