@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from superscaler import serve
     from superscaler.compiler import compile, plan
     from superscaler.ir.declare import rule
     from superscaler.ir.deferred import deferred_init
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from superscaler.planner.cluster import Cluster
     from superscaler.planner.plan import Plan
     from superscaler.planner.planner import Planner
+    from superscaler.runtime.loaded import load
+    from superscaler.runtime.serving.offline import generate, load_engine
+    from superscaler.runtime.serving.sampling_params import SamplingParams
+    from superscaler.serve.compile import compile_serving
 
 __all__ = [
     "SGD",
@@ -37,12 +42,18 @@ __all__ = [
     "LossScale",
     "Plan",
     "Planner",
+    "SamplingParams",
     "compile",
+    "compile_serving",
     "deferred_init",
+    "generate",
+    "load",
+    "load_engine",
     "plan",
     "recipes",
     "rule",
     "schedules",
+    "serve",
     "trace",
 ]
 
@@ -58,8 +69,13 @@ _HOMES = {
     "Plan": "superscaler.planner.plan",
     "Planner": "superscaler.planner.planner",
     "SGD": "superscaler.ir.optimizers",
+    "SamplingParams": "superscaler.runtime.serving.sampling_params",
     "compile": "superscaler.compiler",
+    "compile_serving": "superscaler.serve.compile",
     "deferred_init": "superscaler.ir.deferred",
+    "generate": "superscaler.runtime.serving.offline",
+    "load": "superscaler.runtime.loaded",
+    "load_engine": "superscaler.runtime.serving.offline",
     "plan": "superscaler.compiler",
     "rule": "superscaler.ir.declare",
     "trace": "superscaler.ir.trace",
@@ -72,6 +88,8 @@ def __getattr__(name: str) -> Any:
         return import_module("importlib.metadata").version("superscaler")
     if name in ("recipes", "schedules"):
         return import_module(f"superscaler.planner.{name}")
+    if name == "serve":
+        return import_module("superscaler.serve")
     if name not in _HOMES:
         raise AttributeError(f"module 'superscaler' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -85,23 +85,48 @@ class CompiledPlan(Plan):
         """
         return compare_programs_with_eager(self, self.programs, model, args, kwargs, **options)
 
-    def save(self, directory: str | Path, model_reference: str = "") -> Path:
+    def save(
+        self,
+        directory: str | Path,
+        model_reference: str = "",
+        facts: Mapping[str, Any] | None = None,
+    ) -> Path:
         """Write the build folder that ``torchrun DIRECTORY/train.py`` runs; returns it.
+
+        Args:
+            directory: The folder.
+            model_reference: How the user named the model (``models/gpt.py:tiny``), for the record.
+            facts: Further entries of ``plan.json``, such as the command that compiled it.
 
         Raises:
             BuildError: The folder exists and is not a build.
         """
-        notes = {DESCRIPTION: json.dumps(self._described, separators=(",", ":"))}
-        return write_build(self, self.programs, Path(directory), model_reference, notes)
+        notes = {DESCRIPTION: json.dumps(self.described, separators=(",", ":"))}
+        return write_build(
+            self, self.programs, Path(directory), model_reference, notes, {**self._facts, **(facts or {})}
+        )
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        """The cluster; of training the arithmetic of a step, and the peak of the devices, unless that is a guess."""
+        nodes = [[group.count, group.devices_per_node] for group in self.cluster.nodes]
+        cluster = {"cluster": {"name": self.cluster.name, "nodes": nodes}}
+        if not self.graph.is_training:
+            return cluster
+        simulation = self.simulate()
+        is_guess = self.cluster.kinds() == Cluster.local(1).kinds()
+        peak = None if is_guess else simulation.peak_flops
+        return {**cluster, "work": {"model_flops": simulation.model_flops, "peak_flops": peak}}
 
     @cached_property
-    def _described(self) -> dict[str, Any]:
-        return describe(self, self.programs, self.simulate(), str(self.report or ""))
+    def described(self) -> dict[str, Any]:
+        """What a page shows of it, as `superscaler.report.describe` has it."""
+        return describe(self, self.programs, self.simulate(), self.report)
 
     def page(self) -> str:
         """An HTML page of its own that shows who computes what and when, memory, communication and source."""
         sources = {f"{module_name(program)}.py": emit(self, program) for program in self.programs}
-        return make_page(self._described, sources)
+        return make_page(self.described, sources)
 
     def __str__(self) -> str:
         """The plan on a page."""

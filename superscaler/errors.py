@@ -6,7 +6,9 @@
     ├── VerificationError a plan or program that would compute something else, or hang
     ├── ProfileError      a machine that cannot be measured as asked
     ├── BuildError        a build folder, data file or checkpoint that does not fit
-    └── SizeError         inputs whose sizes a graph or build with sizes that vary does not allow
+    ├── SizeError         inputs whose sizes a graph or build with sizes that vary does not allow
+    └── ServingError      limits or a policy that no engine could serve with
+        └── RequestError  a request that could never be served as it is asked
 
 A message names the thing, the place in the user's code, and the remedy, in that order.
 Programmer errors are assertions, never one of these.
@@ -55,3 +57,11 @@ class BuildError(SuperscalerError):
 
 class SizeError(SuperscalerError):
     """Inputs are of sizes that a graph or build with sizes that vary does not allow."""
+
+
+class ServingError(SuperscalerError):
+    """An engine is asked to serve in a way that cannot be: limits, a policy or a cache that make no sense."""
+
+
+class RequestError(ServingError):
+    """A request is malformed, or could never be served here; the engine goes on."""

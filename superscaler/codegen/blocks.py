@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from superscaler.codegen.modules import modules_of
 from superscaler.codegen.names import VIEWS
+from superscaler.codegen.printed_program import PrintedProgram
 from superscaler.codegen.program import (
     Await,
     Collective,
@@ -24,7 +25,6 @@ from superscaler.codegen.program import (
     reads_of,
     writes_of,
 )
-from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase
 
 SMALLEST = 4
@@ -93,17 +93,17 @@ class Repeat:
 Item = Instruction | Repeat
 
 
-def find_blocks(stage: Stage, phase: Phase) -> tuple[dict[Part, list[Item]], list[Block]]:
+def find_blocks(printed: PrintedProgram, phase: Phase) -> tuple[dict[Part, list[Item]], list[Block]]:
     """The bodies of a phase with their repeated runs replaced by calls, and the blocks that are called."""
-    parts = stage.parts(phase)
-    modules = {part: modules_of(stage.program, stage.bodies[part]) for part in parts}
-    pending = [(part, 0, len(stage.bodies[part]), 0) for part in parts]
+    parts = printed.parts(phase)
+    modules = {part: modules_of(printed.program, printed.bodies[part]) for part in parts}
+    pending = [(part, 0, len(printed.bodies[part]), 0) for part in parts]
     chosen: dict[tuple[Part, int], tuple[int, Call, tuple]] = {}
     while pending:
         runs, deeper = [], []
         for part, start, stop, depth in pending:
             for first, last, prefix in _runs(modules[part], start, stop, depth):
-                call, key = _canonical(stage, part, prefix, stage.bodies[part][first:last])
+                call, key = _canonical(printed, part, prefix, printed.bodies[part][first:last])
                 runs.append((part, first, last, depth, call, key))
         counts: dict[tuple, int] = {}
         for *_, key in runs:
@@ -118,7 +118,7 @@ def find_blocks(stage: Stage, phase: Phase) -> tuple[dict[Part, list[Item]], lis
     items: dict[Part, list[Item]] = {}
     for part in parts:
         items[part] = []
-        position, body = 0, stage.bodies[part]
+        position, body = 0, printed.bodies[part]
         while position < len(body):
             if (part, position) not in chosen:
                 items[part].append(body[position])
@@ -160,13 +160,13 @@ def _weight(instructions: Iterable[Instruction]) -> int:
 
 
 def _canonical(
-    stage: Stage, part: Part, prefix: str, instructions: Sequence[Instruction]
+    printed: PrintedProgram, part: Part, prefix: str, instructions: Sequence[Instruction]
 ) -> tuple[Call, tuple]:
     """The run as a call, and a key that is equal for calls of one block."""
     inside: dict[str, int] = {}
     outside: dict[str, int] = {}
     numbers: list[int] = []
-    own = stage.program
+    own = printed.program
     direct = {*own.stored, *own.fed}
 
     def name(value: str) -> tuple:
@@ -185,7 +185,7 @@ def _canonical(
         return key, repr(value)
 
     mesh = own.stages[part.stage]
-    key: list[object] = [(mesh.axes, *(stage.axis_variable(mesh, name) for name in mesh.names))]
+    key: list[object] = [(mesh.axes, *(printed.axis_variable(mesh, name) for name in mesh.names))]
     for instruction in instructions:
         reads = tuple(map(name, reads_of(instruction)))
         extra: tuple = ()
@@ -193,10 +193,10 @@ def _canonical(
             keywords = tuple(map(constant, instruction.keywords))
             extra = (instruction.kind, repr(instruction.arguments), keywords)
         elif isinstance(instruction, Keep):
-            place, kept = stage.kept[instruction.write]
-            step = stage.summed[instruction.write].step if instruction.write in stage.summed else None
+            place, kept = printed.kept[instruction.write]
+            step = printed.summed[instruction.write].step if instruction.write in printed.summed else None
             extra = (place, _within(kept, prefix), instruction.add)
-            extra += (step.kind, step.axis, stage.summed[instruction.write].dim) if step else ()
+            extra += (step.kind, step.axis, printed.summed[instruction.write].dim) if step else ()
         elif isinstance(instruction, Collective):
             extra = (instruction.step.kind, instruction.step.axis, instruction.dim, instruction.from_dim,
                      instruction.step.before.reducer, instruction.is_started, instruction.group >= 0)  # fmt: skip
@@ -214,10 +214,10 @@ def _canonical(
         if not isinstance(instruction, Keep):
             for value in writes_of(instruction):
                 inside[value] = len(inside)
-                shapes.append((stage.value(value).shape, stage.value(value).dtype))
+                shapes.append((printed.value(value).shape, printed.value(value).dtype))
         key.append((type(instruction).__name__, reads, extra, tuple(shapes)))
     for value in outside:
-        key.append((stage.value(value).shape, stage.value(value).dtype))
+        key.append((printed.value(value).shape, printed.value(value).dtype))
     return Call(
         part.stage, prefix, tuple(instructions), tuple(inside), tuple(outside), tuple(numbers)
     ), tuple(key)

@@ -28,6 +28,7 @@ def write_build(
     directory: Path,
     model_reference: str = "",
     notes: Mapping[str, str] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a build folder, all of it or nothing; an older build of the same name is replaced.
 
@@ -37,6 +38,7 @@ def write_build(
         directory: The folder.
         model_reference: How the user named the model (``models/gpt.py:tiny``), for the record.
         notes: Name -> text of further files, for people; no program reads them.
+        facts: Further entries of ``plan.json``.
 
     Raises:
         BuildError: The folder exists and is no build, or cannot be written.
@@ -48,7 +50,7 @@ def write_build(
         fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         try:
             fresh.chmod(0o755)
-            _write_files(plan, programs, fresh, model_reference, notes or {})
+            _write_files(plan, programs, fresh, model_reference, notes or {}, facts or {})
             _replace(directory, fresh)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -65,8 +67,9 @@ PAGE = "plan.txt"
 
 
 def _write_files(
-    plan: Plan, programs: Sequence[Program], folder: Path, reference: str, notes: Mapping[str, str]
-) -> None:
+    plan: Plan, programs: Sequence[Program], folder: Path, reference: str, notes: Mapping[str, str],
+    facts: Mapping[str, Any],
+) -> None:  # fmt: skip
     sources = {f"{module_name(program)}.py": emit(plan, program) for program in programs}
     entry = entry_name(plan)
     sources[entry] = _entry(plan, entry)
@@ -83,7 +86,7 @@ def _write_files(
         save_file(values, folder / WEIGHTS)
         names.append(WEIGHTS)
     hashes = {name: _hash(folder / name) for name in names}
-    described = describe_build(plan, programs, hashes, reference)
+    described = {**describe_build(plan, programs, hashes, reference), **facts}
     (folder / PLAN).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
@@ -97,7 +100,7 @@ def initial_values(graph: Graph) -> dict[str, Any]:
 
 
 def _entry(plan: Plan, entry: str) -> str:
-    module = "launch" if plan.graph.is_training else "infer"
+    module = {"train.py": "launch", "run.py": "infer", "serve.py": "serving.launch"}[entry]
     return (
         f'"""Run with: torchrun --nproc-per-node {plan.num_devices} {entry}; options: --help."""\n\n'
         f"from superscaler.runtime.{module} import main\n\n"

@@ -9,8 +9,8 @@ from superscaler.codegen.function import Function, tuple_of
 from superscaler.codegen.loops import REPEATED, Bodies, Loop, find_bodies, item_reads
 from superscaler.codegen.name_tables import NameTables
 from superscaler.codegen.offload import Move, moved_together
+from superscaler.codegen.printed_program import PrintedProgram
 from superscaler.codegen.program import Collective, FromHost, Instruction, Part, ToHost
-from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase
 
 ORDER = (
@@ -76,39 +76,39 @@ class Phases:
     """Graph outputs that a function returns; for inference."""
 
 
-def emit_phases(stage: Stage, tables: NameTables) -> Phases:
+def emit_phases(printed: PrintedProgram, tables: NameTables) -> Phases:
     """Write the functions of a program but for its update."""
-    return _Writer(stage, tables).write()
+    return _Writer(printed, tables).write()
 
 
 class _Writer:
-    def __init__(self, stage: Stage, tables: NameTables) -> None:
-        self.stage, self.tables = stage, tables
-        self.bodies: Bodies = find_bodies(stage)
+    def __init__(self, printed: PrintedProgram, tables: NameTables) -> None:
+        self.printed, self.tables = printed, tables
+        self.bodies: Bodies = find_bodies(printed)
         self.emitted: dict[int, tuple[Emitted, Function]] = {}
-        written = stage.written_in
+        written = printed.written_in
         self.prepared = tuple(
             name
             for name, part in written.items()
             if part.phase is Phase.PREPARE
-            and name not in stage.kept
-            and any(by.phase is not Phase.PREPARE for by, _ in stage.readers.get(name, ()))
+            and name not in printed.kept
+            and any(by.phase is not Phase.PREPARE for by, _ in printed.readers.get(name, ()))
         )
         self.prepared_names: dict[str, str] = {}
         self.names: dict[str, str] = {}
         """What the function that makes a value calls it, for those that take it up."""
 
     def write(self) -> Phases:
-        stage, functions, by_part = self.stage, [], {}
+        printed, functions, by_part = self.printed, [], {}
         whole = Part(Phase.PREPARE)
-        if stage.bodies[whole]:
+        if printed.bodies[whole]:
             by_part[whole] = self._prepare()
             functions.append(by_part[whole])
         for phase in REPEATED:
             for block in self.bodies.blocks[phase]:
                 self.emitted[id(block)] = self._block(block)
                 functions.append(self.emitted[id(block)][0])
-            for part in stage.parts(phase):
+            for part in printed.parts(phase):
                 if self.bodies.steps[part]:
                     by_part[part] = self._body(part)
                     functions.append(by_part[part])
@@ -120,7 +120,7 @@ class _Writer:
             self.prepared,
             frozenset(part for part in by_part if self._next(part) and any(self._saved(self._next(part)))),
             {
-                part: tuple(name for name, value in stage.program.outputs.items() if value in values)
+                part: tuple(name for name, value in printed.program.outputs.items() if value in values)
                 for part, values in returned.items()
                 if values
             },
@@ -130,8 +130,8 @@ class _Writer:
         """The values a forward returns as outputs."""
         return [
             value
-            for value in self.stage.program.outputs.values()
-            if self.stage.written_in.get(value) == part and value not in self.stage.kept
+            for value in self.printed.program.outputs.values()
+            if self.printed.written_in.get(value) == part and value not in self.printed.kept
         ]
 
     def _next(self, part: Part) -> Part | None:
@@ -149,9 +149,9 @@ class _Writer:
     # functions
 
     def _prepare(self) -> Emitted:
-        mesh = next(iter(self.stage.program.stages.values()))
-        function = Function(self.stage, mesh, "prepare")
-        function.run(self.stage.bodies[Part(Phase.PREPARE)], self.prepared)
+        mesh = next(iter(self.printed.program.stages.values()))
+        function = Function(self.printed, mesh, "prepare")
+        function.run(self.printed.bodies[Part(Phase.PREPARE)], self.prepared)
         self.prepared_names = {name: function.scope.names[name] for name in self.prepared}
         parameters = [name for name in ORDER if name in function.needs]
         result = tuple_of([self.prepared_names[name] for name in self.prepared])[1:-1]
@@ -161,8 +161,8 @@ class _Writer:
     def _block(self, block: Block) -> tuple[Emitted, Function]:
         call, signature = block.calls[0], self.bodies.signature(block)
         numbers = call.numbers if len({c.numbers[:1] for c in block.calls}) > 1 else ()
-        mesh = self.stage.program.stages[call.stage]
-        function = Function(self.stage, mesh, block.name, call.prefix, numbers)
+        mesh = self.printed.program.stages[call.stage]
+        function = Function(self.printed, mesh, block.name, call.prefix, numbers)
         arguments = [function.argument(call.outside[number]) for number in signature.arguments(call)]
         instructions, outputs = call.instructions, [call.inside[number] for number in signature.outputs]
         saved = [self.bodies.value(call, block, place) for place in signature.saved]
@@ -185,9 +185,9 @@ class _Writer:
         docstring = f"{_WHAT[block.phase]} of `{block.pattern}`"
         if saved:
             docstring += f"; also returns what its {_LATER[block.phase]}"
-        if block.phase is Phase.BACKWARD and any(map(self.stage.is_again, call.instructions)):
+        if block.phase is Phase.BACKWARD and any(map(self.printed.is_again, call.instructions)):
             docstring += ", which runs its forward again"
-        lines = function.source(parameters, f"{docstring}.", ", ".join(results))
+        lines = ["@compilable", *function.source(parameters, f"{docstring}.", ", ".join(results))]
         return Emitted(block.name, tuple(parameters), tuple(lines), frozenset(function.needs)), function
 
     def _fetched_whole(self, call: Call, block: Block) -> list[Move]:
@@ -263,16 +263,18 @@ class _Writer:
             }
             names = [*own, *later_dicts]
             results.append(tuple_of(names) if results else tuple_of(names)[1:-1])
-        whose = f" in stage {part.stage}" if self.stage.hosts_several else ""
+        whose = f" in stage {part.stage}" if self.printed.hosts_several else ""
         docstring = f"{_WHAT[part.phase]} of one micro-batch{whose}."
         parameters = [name for name in ORDER if name in function.needs - {"gathered"}]
         parameters += [name for name in self.prepared_names.values() if name in function.used]
         lines = function.source(parameters, docstring, ", ".join(results))
+        if not any(isinstance(step, Loop) for step in self.bodies.steps[part]):
+            lines.insert(0, "@compilable")
         return Emitted(function.name, tuple(parameters), tuple(lines), frozenset(function.needs))
 
     def _gather_ahead(self, function: Function, part: Part) -> None:
         """Append where the parameters come from that travel ahead of their use."""
-        gathers = [i for i in self.stage.bodies[part] if isinstance(i, Collective) and i.group >= 0]
+        gathers = [i for i in self.printed.bodies[part] if isinstance(i, Collective) and i.group >= 0]
         if not gathers:
             return
         groups = [[i.read for i in group] for _, group in groupby(gathers, lambda i: i.group)]
@@ -288,10 +290,10 @@ class _Writer:
         )
 
     def _start(self, part: Part) -> Function:
-        suffix = f"_{part.stage}" if self.stage.hosts_several else ""
-        function = Function(self.stage, self.stage.program.stages[part.stage], NAMES[part.phase] + suffix)
+        suffix = f"_{part.stage}" if self.printed.hosts_several else ""
+        function = Function(self.printed, self.printed.program.stages[part.stage], NAMES[part.phase] + suffix)
         for value, name in self.prepared_names.items():
-            if any(by == part for by, _ in self.stage.readers[value]):
+            if any(by == part for by, _ in self.printed.readers[value]):
                 function.scope.bind(value, name)
                 function.use(name)
         return function

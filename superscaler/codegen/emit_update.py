@@ -8,6 +8,7 @@ from superscaler.codegen.expressions import literal
 from superscaler.codegen.function import Function
 from superscaler.codegen.group import LISTED, Group, group_update, operands_of
 from superscaler.codegen.name_tables import NameTables
+from superscaler.codegen.printed_program import PrintedProgram
 from superscaler.codegen.program import (
     Await,
     Collective,
@@ -20,7 +21,6 @@ from superscaler.codegen.program import (
     writes_of,
 )
 from superscaler.codegen.source_lines import INDENT, statement
-from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase, Ref
 from superscaler.ir.learning_rates import rate_call
 from superscaler.ir.optimizers import OPTIMIZERS
@@ -34,48 +34,48 @@ _FEW = 2
 
 
 def emit_update(
-    stage: Stage, tables: NameTables, prepared: dict[str, str]
+    printed: PrintedProgram, tables: NameTables, prepared: dict[str, str]
 ) -> tuple[Emitted, tuple[str, ...]]:
     """Write ``update``.
 
     Args:
-        stage: What it is part of.
+        printed: What it is part of.
         tables: The file's constants; those it needs are added.
         prepared: What ``prepare`` returned: value -> name.
 
     Returns:
         The function, and the graph outputs it returns.
     """
-    return _Writer(stage, tables, prepared).write()
+    return _Writer(printed, tables, prepared).write()
 
 
 class _Writer:
-    def __init__(self, stage: Stage, tables: NameTables, prepared: dict[str, str]) -> None:
-        self.stage, self.tables, self.prepared = stage, tables, prepared
-        self.update = group_update(stage)
-        self.function = Function(stage, next(iter(stage.program.stages.values())), "update")
+    def __init__(self, printed: PrintedProgram, tables: NameTables, prepared: dict[str, str]) -> None:
+        self.printed, self.tables, self.prepared = printed, tables, prepared
+        self.update = group_update(printed)
+        self.function = Function(printed, next(iter(printed.program.stages.values())), "update")
         self.places: dict[str, Place] = {}
         self.skipped: set[int] = set()
         self.lists: dict[tuple[str, ...], str] = {}
         self.suggestion = "NAMES"
-        self.order = {name: number for number, name in enumerate(stage.program.stored)}
+        self.order = {name: number for number, name in enumerate(printed.program.stored)}
         self.parameters = [
-            name for name in stage.program.stored if self._is_parameter(name) and self._is_updated(name)
+            name for name in printed.program.stored if self._is_parameter(name) and self._is_updated(name)
         ]
 
     def write(self) -> tuple[Emitted, tuple[str, ...]]:
         """The function, and the graph outputs it returns."""
-        stage, function = self.stage, self.function
+        printed, function = self.printed, self.function
         if len(self.parameters) > _FEW:
             self.tables.define("PARAMETERS", self.parameters)
         for value, name in self.prepared.items():
-            if any(by.phase is Phase.UPDATE for by, _ in stage.readers[value]):
+            if any(by.phase is Phase.UPDATE for by, _ in printed.readers[value]):
                 function.scope.bind(value, name)
                 function.use(name)
         outputs = {
             name: value
-            for name, value in stage.program.outputs.items()
-            if stage.written_in[value].phase is Phase.UPDATE
+            for name, value in printed.program.outputs.items()
+            if printed.written_in[value].phase is Phase.UPDATE
         }
         function.run(self.update.groups, set(outputs.values()), self._reads, self._group)
         results = [str(function.read(value)) for value in outputs.values()]
@@ -86,7 +86,7 @@ class _Writer:
         return Emitted("update", tuple(parameters), tuple(lines), frozenset(function.needs)), tuple(outputs)
 
     def _is_parameter(self, name: str) -> bool:
-        return self.stage.graph.tensors[self.stage.value(name).tensor].role is not Role.STATE
+        return self.printed.graph.tensors[self.printed.value(name).tensor].role is not Role.STATE
 
     def _is_updated(self, name: str) -> bool:
         """Whether an optimizer here computes the parameter (and not only stores what another stage computed)."""
@@ -95,7 +95,7 @@ class _Writer:
     @cached_property
     def _updated(self) -> frozenset[str]:
         """The stored values an optimizer works on, whole or as a slice."""
-        sources = {i.write: i.read for i in self.stage.bodies[Part(Phase.UPDATE)] if isinstance(i, Slice)}
+        sources = {i.write: i.read for i in self.printed.bodies[Part(Phase.UPDATE)] if isinstance(i, Slice)}
         return frozenset(sources.get(operand, operand) for operand in self.update.in_place.values())
 
     def _reads(self, group: Group) -> tuple[str, ...]:
@@ -107,24 +107,24 @@ class _Writer:
         """The dict entry that holds a value, if one does."""
         if value in self.places:
             return self.places[value]
-        if value in self.stage.kept:
-            return self.stage.kept[value]
-        if value in self.stage.program.stored:
+        if value in self.printed.kept:
+            return self.printed.kept[value]
+        if value in self.printed.program.stored:
             return ("p" if self._is_parameter(value) else "state"), value
         return None
 
     def _put(self, value: str) -> Place | None:
         """Choose the dict entry for a new value: gradients under their parameter, pieces of parameters likewise."""
-        tensor = self.stage.value(value).tensor
-        if tensor in self.stage.gradient_keys:
-            place = ("grads", self.stage.gradient_keys[tensor])
-        elif self.stage.graph.tensors[tensor].role.is_stored and tensor in self.order:
+        tensor = self.printed.value(value).tensor
+        if tensor in self.printed.gradient_keys:
+            place = ("grads", self.printed.gradient_keys[tensor])
+        elif self.printed.graph.tensors[tensor].role.is_stored and tensor in self.order:
             place = ("pieces", tensor)
         else:
             return None
-        holders = [v for v, its in {**self.stage.kept, **self.places}.items() if its == place]
+        holders = [v for v, its in {**self.printed.kept, **self.places}.items() if its == place]
         while any(self.function.is_read_later(holder) for holder in holders):
-            place = place[0], f"{place[1]}/{self.stage.value(value).layout}"
+            place = place[0], f"{place[1]}/{self.printed.value(value).layout}"
             holders = [v for v, its in self.places.items() if its == place]
         self._set(value, place)
         return place
@@ -143,7 +143,7 @@ class _Writer:
         (name,), keys = dicts, [place[1] for place in places if place]
         if name != "pieces":
             self.function.use(name)
-        everything = [key for holder, key in self.stage.kept.values() if holder == name]
+        everything = [key for holder, key in self.printed.kept.values() if holder == name]
         if (
             not ordered
             and sorted(keys) == sorted(everything)
@@ -172,9 +172,11 @@ class _Writer:
         instructions.sort(key=self._rank)
         first = instructions[0]
         if isinstance(first, Await):
-            self.function.write(first, None)
+            self.function.add(
+                f"{self.function.use('rt')}.wait_accumulated()", "the sums of all micro-batches are there"
+            )
             return
-        self.function.sizes.mesh = self.stage.program.mesh_of(first)
+        self.function.sizes.mesh = self.printed.program.mesh_of(first)
         if isinstance(first, Collective):
             words = {StepKind.ALL_REDUCE: "REDUCED", StepKind.REDUCE_SCATTER: "SCATTERED"}
             self.suggestion = words.get(first.step.kind, "GATHERED")
@@ -205,8 +207,8 @@ class _Writer:
     def _rank(self, instruction: Instruction) -> int:
         """Where the parameter behind an instruction stands among the stored values."""
         for name in (*writes_of(instruction), *reads_of(instruction)):
-            tensor = self.stage.value(name).tensor if name in self.stage.program.values else ""
-            key = self.stage.gradient_keys.get(tensor, tensor)
+            tensor = self.printed.value(name).tensor if name in self.printed.program.values else ""
+            key = self.printed.gradient_keys.get(tensor, tensor)
             key = key.removesuffix("/new")
             if key in self.order:
                 return self.order[key]
@@ -234,7 +236,7 @@ class _Writer:
             for name in instruction.writes:
                 operand = self.update.in_place[name]
                 self._set_alias(name, operand)
-        hosted = any(self.stage.value(name).host for name in operands_of(first))
+        hosted = any(self.printed.value(name).host for name in operands_of(first))
         lines = [
             *(["ops.update_fetching(", f"{INDENT}ops.{first.kind}_,"] if hosted else [f"ops.{first.kind}_("]),
             *(f"{INDENT}{column}," for column in columns),
@@ -255,7 +257,7 @@ class _Writer:
         self.suggestion = "SUMMED"
         text = f"ops.{LISTED[kind]}({self._listing([i.reads[0] for i in instructions])})"
         written = [i.writes[0] for i in instructions]
-        readers = [reader for value in written for _, reader in self.stage.readers.get(value, ())]
+        readers = [reader for value in written for _, reader in self.printed.readers.get(value, ())]
         if {tuple(sorted(reads_of(reader))) for reader in readers} == {tuple(sorted(written))}:
             self.lists[tuple(sorted(written))] = text
             return
@@ -278,7 +280,7 @@ class _Writer:
 
     def _all_reduce(self, instructions: list[Collective]) -> None:
         function, step = self.function, instructions[0].step
-        alone = [i for i in instructions if len(self.stage.readers[i.read]) == 1]
+        alone = [i for i in instructions if len(self.printed.readers[i.read]) == 1]
         for instruction in (i for i in instructions if i not in alone):
             self._single(instruction)
         if not alone:
@@ -332,7 +334,7 @@ class _Writer:
             self._single(instruction)
 
     def _sole_store(self, value: str) -> Store | None:
-        readers = self.stage.readers.get(value, [])
+        readers = self.printed.readers.get(value, [])
         if len(readers) == 1 and isinstance(readers[0][1], Store) and self._is_parameter(readers[0][1].write):
             return readers[0][1]
         return None

@@ -7,6 +7,7 @@ from typing import Any
 from superscaler.codegen.expressions import METHODS, Text, call, without_unread
 from superscaler.codegen.names import VIEWS, Scope
 from superscaler.codegen.offload import Move, moved_together
+from superscaler.codegen.printed_program import PrintedProgram
 from superscaler.codegen.program import (
     Await,
     Collective,
@@ -24,7 +25,6 @@ from superscaler.codegen.program import (
 )
 from superscaler.codegen.sizes import Sizes
 from superscaler.codegen.source_lines import INDENT, WIDTH, statement
-from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Ref
 from superscaler.ir.kinds import VIEWS as MEMORY_VIEWS
 from superscaler.ir.mesh import Mesh
@@ -63,7 +63,7 @@ class Function:
     """One function under construction.
 
     Args:
-        stage: The program it is part of.
+        printed: The program it is part of.
         mesh: In whose coordinates it counts; of a function for several stages, of any.
         name: Of the function.
         prefix: For a block: the part of parameters' names that is the argument ``at``.
@@ -71,12 +71,12 @@ class Function:
     """
 
     def __init__(
-        self, stage: Stage, mesh: Mesh, name: str, prefix: str = "", numbers: Sequence[int] = ()
+        self, printed: PrintedProgram, mesh: Mesh, name: str, prefix: str = "", numbers: Sequence[int] = ()
     ) -> None:
-        self.stage, self.name, self.prefix, self.numbers = stage, name, prefix, numbers
-        symbols = name_symbols(stage)
-        self.sizes = Sizes(mesh, stage.cuts, symbols, stage.named_axis)
-        self.scope = Scope((*RESERVED, *stage.axis_variables, *symbols.values()))
+        self.printed, self.name, self.prefix, self.numbers = printed, name, prefix, numbers
+        symbols = name_symbols(printed)
+        self.sizes = Sizes(mesh, printed.cuts, symbols, printed.named_axis)
+        self.scope = Scope((*RESERVED, *printed.axis_variables, *symbols.values()))
         self.lines: list[str] = []
         self.used: set[str] = set()
         self.special: dict[str, str] = {}
@@ -96,7 +96,7 @@ class Function:
 
     def argument(self, value: str, name: str = "") -> str:
         """Bind a value that is passed in, by preference as `name`; returns its name."""
-        return self.scope.bind(value, name or self.stage.hint(value))
+        return self.scope.bind(value, name or self.printed.hint(value))
 
     def unpack(self, names: Sequence[str], source: str, comment: str = "") -> None:
         """Append ``a, b = source``."""
@@ -113,18 +113,18 @@ class Function:
 
     def read(self, value: str) -> Text:
         """The text of a value."""
-        program = self.stage.program
+        program = self.printed.program
         if value in self._inline:
             return self._inline.pop(value)
         if value in self.scope.names:
             return Text(self.scope.names[value])
         if value in self.special:
             return Text(self.special[value])
-        if value in self.stage.kept:
-            place, key = self.stage.kept[value]
+        if value in self.printed.kept:
+            place, key = self.printed.kept[value]
             return Text(f"{self.use(place)}[{self.key(key)}]")
         if value in program.stored:
-            is_state = self.stage.graph.tensors[self.stage.value(value).tensor].role is Role.STATE
+            is_state = self.printed.graph.tensors[self.printed.value(value).tensor].role is Role.STATE
             return Text(f"{self.use('state' if is_state else 'p')}[{self.key(value)}]")
         if value in program.fed:
             return Text(f'{self.use("batch")}["{value}"]')
@@ -171,7 +171,7 @@ class Function:
             self._here = position
             if isinstance(item, Instruction) and self._takes_memory(item):
                 self.forget()
-            if isinstance(item, Instruction) and is_again != self.stage.is_again(item):
+            if isinstance(item, Instruction) and is_again != self.printed.is_again(item):
                 is_again = not is_again
                 note = "forward again: its results were not stored" if is_again else "backward"
                 self.lines.append(f"{INDENT * self.indent}# {note}")
@@ -187,12 +187,12 @@ class Function:
 
     def bind(self, value: str) -> str:
         """Name a new value."""
-        return self.scope.bind(value, self.stage.hint(value), self.dead())
+        return self.scope.bind(value, self.printed.hint(value), self.dead())
 
     def bind_apart(self, value: str) -> str:
         """Name a new value, by no name of what the current item reads."""
         dead = {name for name in self.scope.names if self._last.get(name, -1) < self._here}
-        return self.scope.bind(value, self.stage.hint(value), frozenset(dead))
+        return self.scope.bind(value, self.printed.hint(value), frozenset(dead))
 
     def is_read_later(self, value: str) -> bool:
         """Whether the function still needs a value after the current item."""
@@ -211,7 +211,7 @@ class Function:
         """Append ``del`` of values nobody needs any more, once they are worth it together."""
         if self._inline:  # an expression that reads some of them is still to be written
             return
-        program = self.stage.program
+        program = self.printed.program
         held = {*program.stored, *program.fed}
         gone = [
             value
@@ -220,7 +220,7 @@ class Function:
             and self._last.get(value, -1) < self._here
             and self._root.get(value, value) not in held
         ]
-        if sum(map(self.stage.num_bytes, gone)) < self.stage.large_bytes:
+        if sum(map(self.printed.num_bytes, gone)) < self.printed.large_bytes:
             return
         self.add(f"del {', '.join(self.scope.names[value] for value in gone)}")
         for value in gone:
@@ -237,7 +237,7 @@ class Function:
             else:
                 self.add("rt.wait()", "all sums are there")
             return
-        mesh = self.stage.program.mesh_of(instruction)
+        mesh = self.printed.program.mesh_of(instruction)
         self.sizes.mesh = mesh
         match instruction:
             case Compute():
@@ -256,13 +256,13 @@ class Function:
                 self._mask(instruction, following)
             case Send(read=read, stage=stage):
                 self.use("rt")
-                own = f", source={self.stage.number(mesh)}" if self.stage.hosts_several else ""
+                own = f", source={self.printed.number(mesh)}" if self.printed.hosts_several else ""
                 self.add(f"rt.send({self.read(read)}, {stage}{own})", f"to stage {stage} {self.shape(read)}")
             case Receive(write=write, stage=stage):
                 self.use("rt")
-                value = self.stage.value(write)
+                value = self.printed.value(write)
                 shape = self.sizes.shape(value.shape) + ("," if len(value.shape) == 1 else "")
-                own = f", target={self.stage.number(mesh)}" if self.stage.hosts_several else ""
+                own = f", target={self.printed.number(mesh)}" if self.printed.hosts_several else ""
                 text = f"rt.receive(({shape}), torch.{value.dtype}, {stage}{own})"
                 self._fresh.add(write)
                 self._assign(write, text, f"from stage {stage}")
@@ -279,7 +279,7 @@ class Function:
         """What moves to or from host memory together, in one statement."""
         self.use("rt")
         is_stowed = isinstance(instruction, ToHost)
-        if not self.stage.written_in[instruction.write].phase.is_repeated:
+        if not self.printed.written_in[instruction.write].phase.is_repeated:
             text = f"rt.{'to_host' if is_stowed else 'to_device'}({self.read(instruction.read)})"
             self._assign(instruction.write, text, self.shape(instruction.write))
             return
@@ -319,7 +319,7 @@ class Function:
         if instruction.kind in ("full", "aten.arange", "aten.arange.start", "aten.arange.start_step"):
             self.use("rt")
         write = instruction.writes[0]
-        own_shape = ("local", list(self.stage.value(write).shape))
+        own_shape = ("local", list(self.printed.value(write).shape))
         keywords = tuple(keyword for keyword in instruction.keywords if keyword != own_shape)
         text = self._add_in_place(instruction) or call(
             replace(instruction, keywords=keywords), texts, self.sizes, self._counted
@@ -352,11 +352,11 @@ class Function:
             or instruction.keywords
         ):
             return None
-        result = self.stage.value(instruction.writes[0])
+        result = self.printed.value(instruction.writes[0])
         for mine, other in (instruction.reads, instruction.reads[::-1]):
-            value = self.stage.value(mine)
+            value = self.printed.value(mine)
             alike = (
-                value.shape == result.shape and value.dtype == result.dtype == self.stage.value(other).dtype
+                value.shape == result.shape and value.dtype == result.dtype == self.printed.value(other).dtype
             )
             owned = self._root.get(mine, mine) in self._owned
             apart = self._root.get(mine, mine) != self._root.get(other, other)
@@ -377,7 +377,7 @@ class Function:
         )
 
     def _is_read_next_alone(self, value: str, following: Any) -> bool:
-        readers = self.stage.readers.get(value, [])
+        readers = self.printed.readers.get(value, [])
         return (
             len(readers) == 1
             and readers[0][1] is following
@@ -398,18 +398,18 @@ class Function:
     def _is_scalar(self, instruction: Compute, following: Compute) -> bool:
         if instruction.kind != "full" or instruction.arguments[0] or following.kind not in _SCALAR_READERS:
             return False
-        dtype = self.stage.value(following.writes[0]).dtype
+        dtype = self.printed.value(following.writes[0]).dtype
         others = [name for name in following.reads if name != instruction.writes[0]]
         return "float" in dtype and any(
-            self.stage.value(name).dtype == dtype and self.stage.value(name).shape for name in others
+            self.printed.value(name).dtype == dtype and self.printed.value(name).shape for name in others
         )
 
     def _collective(self, instruction: Collective) -> None:
         step, read, write = instruction.step, instruction.read, instruction.write
         self.use("rt")
         axis, text = self.sizes.axis(step.axis), str(self.read(read))
-        tensor = self.stage.value(instruction.read).tensor
-        why = reason(self.stage.plan.placed, tensor, instruction.step)
+        tensor = self.printed.value(instruction.read).tensor
+        why = reason(self.printed.plan.placed, tensor, instruction.step)
         comment = f"{why} {self.shape(write)}"
         if step.kind is StepKind.ALL_REDUCE:
             if not self._may_overwrite(read):
@@ -429,8 +429,8 @@ class Function:
     def _start(self, instruction: Collective) -> None:
         """A reduction that is under way while the program computes; its result goes where it is kept."""
         step, read = instruction.step, instruction.read
-        keep = self.stage.keeps[instruction.write]
-        place, key = self.stage.kept[keep.write]
+        keep = self.printed.keeps[instruction.write]
+        place, key = self.printed.kept[keep.write]
         self.use("rt")
         text, where = str(self.read(read)), self.sizes.axis(step.axis)
         if step.kind is StepKind.REDUCE_SCATTER:
@@ -458,13 +458,13 @@ class Function:
             return False
         sharing = [root, *(other for other, its in self._root.items() if its == root)]
         for other in sharing:
-            kept = other in self.stage.keeps or self.stage.is_under_way(other, by)
+            kept = other in self.printed.keeps or self.printed.is_under_way(other, by)
             if kept or (self._last.get(other, -1) > self._here):
                 return False
         return not any(
             isinstance(i, Compute) and i.kind == "aten.expand"
             for other in sharing
-            for _, i in self.stage.readers.get(other, ())
+            for _, i in self.printed.readers.get(other, ())
         )
 
     def _mask(self, instruction: Mask, following: Any) -> None:
@@ -472,7 +472,7 @@ class Function:
         text = self.read(read)
         condition = f"{self.sizes.coordinate(axis)} == 0"
         is_bias = isinstance(following, Compute) and following.kind == "linear"
-        readers = self.stage.readers.get(write, [])
+        readers = self.printed.readers.get(write, [])
         if is_bias and len(readers) == 1 and readers[0][1] is following and following.reads[2:] == (write,):
             self._assign(write, f"{text} if {condition} else None", f"added once along {axis}", hint="bias")
             return
@@ -482,27 +482,27 @@ class Function:
         )
 
     def _keep(self, keep: Keep) -> None:
-        if len(self.stage.readers.get(keep.read, ())) > 1:  # else written in place of the value's own name
+        if len(self.printed.readers.get(keep.read, ())) > 1:  # else written in place of the value's own name
             self._put(keep, str(self.read(keep.read)))
 
     def _put(self, keep: Keep, text: str, comment: str = "") -> None:
         """Keep a value, as a copy where something else shares its memory: what is kept is overwritten later."""
-        place, key = self.stage.kept[keep.write]
+        place, key = self.printed.kept[keep.write]
         self.use(place)
         root = self._root.get(keep.read, keep.read)
-        others = len(self.stage.readers[keep.read]) > 1
-        is_shared = others and self.is_read_later(keep.read) and keep.add and self.stage.micro_batches > 1
+        others = len(self.printed.readers[keep.read]) > 1
+        is_shared = others and self.is_read_later(keep.read) and keep.add and self.printed.micro_batches > 1
         if root not in self._fresh or root in self._kept_roots or is_shared:
             text = f"({text}).clone()" if " " in text else f"{text}.clone()"
         self._kept_roots.add(root)
-        if keep.write in self.stage.summed:
-            total = self.stage.summed[keep.write]
+        if keep.write in self.printed.summed:
+            total = self.printed.summed[keep.write]
             where = self.sizes.axis(total.step.axis)
             dim = f", {total.dim}" if total.step.kind is StepKind.REDUCE_SCATTER else ""
             self.use("rt")
             self.use("is_last")
             self.add(f"rt.accumulate({text}, {where}, {place}, {self.key(key)}, is_last{dim})", comment)
-        elif keep.add and self.stage.micro_batches > 1:
+        elif keep.add and self.printed.micro_batches > 1:
             self.use("accumulate")
             self.add(f"accumulate({place}, {self.key(key)}, {text})", comment)
         else:
@@ -526,10 +526,10 @@ class Function:
         targets, later = [], []
         for write in writes:
             keep = self._sole_keep(write)
-            if keep is not None and not (keep.add and self.stage.micro_batches > 1):
-                place, key = self.stage.kept[keep.write]
+            if keep is not None and not (keep.add and self.printed.micro_batches > 1):
+                place, key = self.printed.kept[keep.write]
                 targets.append(f"{self.use(place)}[{self.key(key)}]")
-            elif keep is None and not self.stage.readers.get(write) and not self.is_read_later(write):
+            elif keep is None and not self.printed.readers.get(write) and not self.is_read_later(write):
                 targets.append("_")
             else:
                 targets.append(self.targets.get(write) or self.bind(write))
@@ -546,12 +546,12 @@ class Function:
 
     def _sole_keep(self, value: str) -> Keep | None:
         """The Keep that is the only reader of a value."""
-        keep = self.stage.keeps.get(value)
-        return keep if keep is not None and len(self.stage.readers[value]) == 1 else None
+        keep = self.printed.keeps.get(value)
+        return keep if keep is not None and len(self.printed.readers[value]) == 1 else None
 
     def shape(self, value: str) -> str:
         """A value's local shape, as comments show it."""
-        return self.sizes.shown(self.stage.value(value).shape)
+        return self.sizes.shown(self.printed.value(value).shape)
 
     # the whole
 
@@ -582,10 +582,10 @@ def tuple_of(names: Sequence[str]) -> str:
     return f"({', '.join(names)}{',' * (len(names) == 1)})"
 
 
-def name_symbols(stage: Stage) -> dict[str, str]:
+def name_symbols(printed: PrintedProgram) -> dict[str, str]:
     """The variable of each size that varies: named like it, or ``batch_size`` where that name means something else."""
-    taken = {*RESERVED, *stage.axis_variables}
-    return {name: f"{name}_size" if name in taken else name for name in stage.graph.sizes}
+    taken = {*RESERVED, *printed.axis_variables}
+    return {name: f"{name}_size" if name in taken else name for name in printed.graph.sizes}
 
 
 def _output_mask(instruction: Compute) -> Sequence[bool]:

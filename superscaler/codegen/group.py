@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from superscaler.codegen.offload import fold_moves
+from superscaler.codegen.printed_program import PrintedProgram
 from superscaler.codegen.program import (
     Await,
     Collective,
@@ -25,7 +26,6 @@ from superscaler.codegen.program import (
     reads_of,
     writes_of,
 )
-from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase
 from superscaler.ir.optimizers import OPTIMIZERS
 from superscaler.planner.steps import StepKind
@@ -44,7 +44,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Update:
-    """The update of a stage."""
+    """The update of a program."""
 
     groups: tuple[Group, ...]
     in_place: dict[str, str]
@@ -56,13 +56,13 @@ def fold_updates(program: Program) -> Program:
     return fold_moves(program, _in_place(program.bodies.get(Part(Phase.UPDATE), ())))
 
 
-def group_update(stage: Stage) -> Update:
-    """Bring the update of a stage into groups."""
-    body = stage.bodies[Part(Phase.UPDATE)]
+def group_update(printed: PrintedProgram) -> Update:
+    """Bring the update of a program into groups."""
+    body = printed.bodies[Part(Phase.UPDATE)]
     in_place = _in_place(body)
     stores = {i for i in body if isinstance(i, Store) and in_place.get(i.read) == i.write}
     body = [i for i in body if not (isinstance(i, Store) and i in stores)]
-    waits = _dependencies(stage, body, in_place)
+    waits = _dependencies(printed, body, in_place)
     groups: list[Group] = []
     done: set[int] = set()
     left = list(range(len(body)))
@@ -71,12 +71,12 @@ def group_update(stage: Stage) -> Update:
         assert ready, "the update waits for itself"
         urgency = min(_urgency(body[i]) for i in ready)
         ready = [i for i in ready if _urgency(body[i]) == urgency]
-        signature = _signature(stage, body[ready[0]])
+        signature = _signature(printed, body[ready[0]])
         chosen = [
             i
             for i in ready
             if signature
-            and _signature(stage, body[i]) == signature
+            and _signature(printed, body[i]) == signature
             and _is_in_place(body[i], in_place) == _is_in_place(body[ready[0]], in_place)
         ] or ready[:1]
         groups.append(Group(tuple(body[i] for i in chosen)))
@@ -112,7 +112,9 @@ def operands_of(update: Compute) -> list[str]:
     return [parameter, *states]
 
 
-def _dependencies(stage: Stage, body: Sequence[Instruction], in_place: dict[str, str]) -> list[set[int]]:
+def _dependencies(
+    printed: PrintedProgram, body: Sequence[Instruction], in_place: dict[str, str]
+) -> list[set[int]]:
     """Per instruction the numbers of those that must have run."""
     writer = {
         name: i
@@ -149,9 +151,9 @@ def _dependencies(stage: Stage, body: Sequence[Instruction], in_place: dict[str,
         before.discard(number)
         if isinstance(instruction, (Send, Receive, Exchange)):
             before |= order.after(number)
-        elif stage.meets_other_rows(instruction):
+        elif printed.meets_other_rows(instruction):
             assert isinstance(instruction, Collective)
-            joined = _signature(stage, instruction) if stage.meets_like_rows(instruction) else ()
+            joined = _signature(printed, instruction) if printed.meets_like_rows(instruction) else ()
             before |= order.after(number, joined)
         waits.append(before)
     return waits
@@ -223,25 +225,25 @@ def _urgency(instruction: Instruction) -> int:
             return 2
 
 
-def _signature(stage: Stage, instruction: Instruction) -> tuple:
+def _signature(printed: PrintedProgram, instruction: Instruction) -> tuple:
     """What instructions printed as one call have in common; empty for those printed alone."""
     match instruction:
         case Collective(step=step) if step.kind in _JOINED:
-            axis = stage.axis_variable(stage.program.mesh_of(instruction), step.axis)
+            axis = printed.axis_variable(printed.program.mesh_of(instruction), step.axis)
             return "collective", step.kind, axis, step.before.reducer, instruction.is_started
         case Slice(step=step, start=start) if len(set(start.pieces)) == 1 and step.axis != "mb":
             outer = step.before.cuts[step.dim]
-            is_stored = instruction.read in stage.program.stored
-            axis = stage.axis_variable(stage.program.mesh_of(instruction), step.axis)
+            is_stored = instruction.read in printed.program.stored
+            axis = printed.axis_variable(printed.program.mesh_of(instruction), step.axis)
             return ("slice", axis, is_stored) if not outer or start.axes == (step.axis,) else ()
         case Compute(kind=kind, keywords=keywords) if kind in OPTIMIZERS:
             numbers = instruction.reads[len(instruction.writes) + 1 :]
             hosted = tuple(
-                name in stage.program.values and stage.value(name).host for name in instruction.reads
+                name in printed.program.values and printed.value(name).host for name in instruction.reads
             )
             return "update", kind, str(keywords), hosted, numbers
         case Compute(kind=kind, keywords=keywords) if kind in LISTED:
-            readers = stage.readers.get(instruction.writes[0], ())
+            readers = printed.readers.get(instruction.writes[0], ())
             return "listed", kind, str(keywords), tuple(writes_of(reader) for _, reader in readers)
         case Store():
             return ("store",)

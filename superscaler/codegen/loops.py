@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from superscaler.codegen.blocks import Block, Call, Item, Repeat, find_blocks
+from superscaler.codegen.printed_program import PrintedProgram
 from superscaler.codegen.program import Instruction, Part, reads_of
-from superscaler.codegen.stage import Stage
 from superscaler.ir.graph import Phase
 
 REPEATED = (Phase.FORWARD, Phase.BACKWARD, Phase.WEIGHT)
@@ -112,26 +112,26 @@ def _is_called_in(block: Block, part: Part) -> bool:
     return any(call.stage == part.stage for call in block.calls)
 
 
-def find_bodies(stage: Stage) -> Bodies:
+def find_bodies(printed: PrintedProgram) -> Bodies:
     """Find the blocks of every phase, pair them, and make loops of their calls."""
     items: dict[Part, list[Item]] = {}
     blocks: dict[Phase, list[Block]] = {}
     for phase in REPEATED:
-        found, blocks[phase] = _unambiguous(*find_blocks(stage, phase))
+        found, blocks[phase] = _unambiguous(*find_blocks(printed, phase))
         items |= found
     bodies = Bodies({}, blocks, {id(b): Signature() for found in blocks.values() for b in found}, {}, {})
     _name(blocks)
     for part in items:
-        _find_outputs(stage, items[part], bodies)
+        _find_outputs(printed, items[part], bodies)
     for before, phase in itertools.pairwise(REPEATED):
         for block in blocks[phase]:
-            _pair(stage, block, before, bodies)
+            _pair(printed, block, before, bodies)
     _name_partners(bodies)
     for part in items:
-        _find_crossing(stage, part, items, bodies)
-    _sort_saved(stage, bodies)
+        _find_crossing(printed, part, items, bodies)
+    _sort_saved(printed, bodies)
     for part in items:
-        bodies.steps[part] = list(_loops(stage, part, items[part], bodies))
+        bodies.steps[part] = list(_loops(printed, part, items[part], bodies))
     return bodies
 
 
@@ -166,8 +166,8 @@ def _name_partners(bodies: Bodies) -> None:
                 block.name = partner.name.replace(f"_{_WORDS[before]}", f"_{_WORDS[phase]}")
 
 
-def _find_outputs(stage: Stage, items: Sequence[Item], bodies: Bodies) -> None:
-    outputs = set(stage.program.outputs.values())
+def _find_outputs(printed: PrintedProgram, items: Sequence[Item], bodies: Bodies) -> None:
+    outputs = set(printed.program.outputs.values())
     read_by: dict[str, list[Item]] = {}
     for item in items:
         for name in item_reads(item):
@@ -188,7 +188,7 @@ def item_reads(item: Item | Step) -> tuple[str, ...]:
     return item.reads if isinstance(item, Loop) else reads_of(item)
 
 
-def _pair(stage: Stage, block: Block, before: Phase, bodies: Bodies) -> None:
+def _pair(printed: PrintedProgram, block: Block, before: Phase, bodies: Bodies) -> None:
     """Find what each call of a block reads of the call of the phase before that has the same prefix."""
     signature = bodies.signature(block)
     for partner in bodies.blocks[before]:
@@ -197,7 +197,9 @@ def _pair(stage: Stage, block: Block, before: Phase, bodies: Bodies) -> None:
             continue
         for number in range(len(block.calls[0].outside)):
             names = {call.key: call.outside[number] for call in block.calls}
-            written = {stage.written_in[name].phase for name in names.values() if name in stage.written_in}
+            written = {
+                printed.written_in[name].phase for name in names.values() if name in printed.written_in
+            }
             places = {_find(calls[key], partner, name, bodies) for key, name in names.items()}
             place = next(iter(places))
             if len(places) != 1 or place is None or written & {Phase.PREPARE, Phase.UPDATE}:
@@ -225,23 +227,25 @@ def _saved_place(signature: Signature, place: Place) -> int:
     return signature.saved.index(place)
 
 
-def _find_crossing(stage: Stage, part: Part, items: Mapping[Part, list[Item]], bodies: Bodies) -> None:
+def _find_crossing(
+    printed: PrintedProgram, part: Part, items: Mapping[Part, list[Item]], bodies: Bodies
+) -> None:
     """What a body reads of earlier phases, other than by unpacking what blocks saved."""
     wanted: dict[str, None] = {}
     for item in items[part]:
         unpacked = bodies.signature(item.block).unpacked if isinstance(item, Repeat) else {}
         for number, name in enumerate(item_reads(item)):
-            made = stage.written_in.get(name)
+            made = printed.written_in.get(name)
             if (
                 number not in unpacked
                 and made
                 and made.phase.is_repeated
                 and made != part
-                and name not in stage.kept
+                and name not in printed.kept
             ):
                 wanted[name] = None
     for name in wanted:
-        made = stage.written_in[name]
+        made = printed.written_in[name]
         repeats = [item for item in items[made] if isinstance(item, Repeat)]
         owner = next((repeat for repeat in repeats if name in repeat.call.inside), None)
         last = {id(repeat.block): repeat.call for repeat in repeats}
@@ -263,9 +267,9 @@ def _find_crossing(stage: Stage, part: Part, items: Mapping[Part, list[Item]], b
         signature.kept_saved.add(owner.call.key)
 
 
-def _sort_saved(stage: Stage, bodies: Bodies) -> None:
+def _sort_saved(printed: PrintedProgram, bodies: Bodies) -> None:
     """Bring what is saved into the order in which it is made."""
-    order = {name: number for number, name in enumerate(stage.written_in)}
+    order = {name: number for number, name in enumerate(printed.written_in)}
     for names in bodies.crossing.values():
         names.sort(key=order.__getitem__)
     rank = {"outside": 0, "inside": 1, "passed": 2}
@@ -289,7 +293,7 @@ def _sort_saved(stage: Stage, bodies: Bodies) -> None:
                     found[name] = call, owner, moved[place]
 
 
-def _loops(stage: Stage, part: Part, items: Sequence[Item], bodies: Bodies) -> Iterator[Step]:
+def _loops(printed: PrintedProgram, part: Part, items: Sequence[Item], bodies: Bodies) -> Iterator[Step]:
     readers: dict[str, list[Item]] = {}
     for item in items:
         for name in item_reads(item):
@@ -297,7 +301,7 @@ def _loops(stage: Stage, part: Part, items: Sequence[Item], bodies: Bodies) -> I
     loop: Loop | None = None
     for item in items:
         if isinstance(item, Repeat):
-            if loop is not None and _extend(stage, part, loop, item, bodies, readers):
+            if loop is not None and _extend(printed, part, loop, item, bodies, readers):
                 continue
             if loop is not None:
                 yield loop
@@ -312,7 +316,7 @@ def _loops(stage: Stage, part: Part, items: Sequence[Item], bodies: Bodies) -> I
 
 
 def _extend(
-    stage: Stage,
+    printed: PrintedProgram,
     part: Part,
     loop: Loop,
     item: Repeat,
@@ -339,7 +343,7 @@ def _extend(
     for number in signature.outputs:
         name = before.inside[number]
         users = [user for user in readers.get(name, ()) if user is not item]
-        is_needed = name in crossing or name in stage.program.outputs.values()
+        is_needed = name in crossing or name in printed.program.outputs.values()
         if users or is_needed or (name in item.call.outside and name not in outside):
             return False
     loop.carried = carried

@@ -3,13 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 
 from superscaler.codegen.instruction_text import describe
 from superscaler.codegen.offload import Move, moved_together, overwritten_in_fetched
-from superscaler.codegen.overlap import arriving, buckets, coming
+from superscaler.codegen.overlap import arriving, coming
 from superscaler.codegen.program import (
-    Collective,
     Compute,
     Free,
     FromHost,
@@ -24,9 +22,10 @@ from superscaler.codegen.program import (
     writes_of,
 )
 from superscaler.codegen.shared_memory import add_views
+from superscaler.codegen.sum_messages import sum_messages
 from superscaler.ir.graph import Phase
 from superscaler.ir.optimizers import OPTIMIZERS
-from superscaler.ir.tensor import DTYPE_BYTES, Role
+from superscaler.ir.tensor import Role
 from superscaler.planner.schedule import Task
 from superscaler.planner.steps import StepKind, uses_time
 
@@ -311,13 +310,7 @@ class _Account:
 
     def _size(self, name: str) -> int:
         """Bytes of the largest piece of a value."""
-        if name in self.sizes:
-            return self.sizes[name]
-        value = self.program.values[name]
-        elements = prod(
-            int(extent.constant) * prod(max(pieces) for _, pieces in extent.tables) for extent in value.shape
-        )
-        return elements * DTYPE_BYTES[value.dtype]
+        return self.sizes[name] if name in self.sizes else self.program.values[name].num_bytes
 
     def _category(self, name: str) -> str:
         if self.program.values[name].host:
@@ -349,26 +342,17 @@ class _Account:
     def _find_buckets(self) -> None:
         """Sums that are started lie in a bucket together, or alone where they were made.
 
-        What micro-batches add up lies there already: in buckets in the order in which the first micro-batch keeps it.
+        What micro-batches add up lies there already.
         """
-        bodies = dict(self.program.bodies)
-        update = Part(Phase.UPDATE)
-        summed = {i.read: i for i in bodies.pop(update, ()) if isinstance(i, Collective) and i.is_started}
-        parts = dict.fromkeys(Part(task.phase, task.stage) for task in self.program.tasks)
-        keeps = [i.write for part in parts for i in bodies[part] if isinstance(i, Keep)]
-        bodies[update] = tuple(summed[name] for name in keeps if name in summed)
-        for body in bodies.values():
-            started = {i.write: i for i in body if isinstance(i, Collective) and i.is_started}
-            for bucket in buckets(body, self.program.values, self._size):
-                first = bucket[0].write
-                self.sizes[first] = sum(self._size(i.write) for i in bucket)
-                self.root |= {i.write: first for i in bucket}
-                self.root |= {i.read: first for i in bucket if i.read in summed}
-                for i in bucket:
-                    del started[i.write]
-            for write, i in started.items():
-                if i.step.kind is StepKind.ALL_REDUCE:
-                    self.root[write] = self._root(i.read)
+        for message in sum_messages(self.program):
+            first = message.sums[0]
+            if message.is_bucket:
+                self.sizes[first.write] = sum(self._size(i.write) for i in message.sums)
+                self.root |= {i.write: first.write for i in message.sums}
+            elif first.step.kind is StepKind.ALL_REDUCE:
+                self.root[first.write] = self._root(first.read)
+            if message.is_bucket and message.is_accumulated:
+                self.root |= {i.read: first.write for i in message.sums}
 
     def _share_moved(self, group: Sequence[Move]) -> None:
         """Values moved together share memory where they did before, if moving all of that is less than each alone."""

@@ -6,11 +6,13 @@ from superscaler.codegen.program import (
     Await,
     Collective,
     Compute,
+    Exchange,
     FromHost,
     Instruction,
     Keep,
     Mask,
     Program,
+    Receive,
     Slice,
     ToHost,
     reads_of,
@@ -25,10 +27,15 @@ def modules_of(program: Program, body: Sequence[Instruction]) -> list[str]:
     """
     modules: list[str] = []
     graph = program.graph
+    arrived: set[str] = set()
     for instruction in body:
         module = ""
+        if isinstance(instruction, Receive | Exchange):
+            arrived.add(instruction.write)
         if isinstance(instruction, Compute) and instruction.operator:
             module = graph.by_name[instruction.operator].module
+        elif isinstance(instruction, Keep) and instruction.read in arrived:
+            pass  # it is printed with the message, in one statement
         elif isinstance(instruction, (Compute, Collective, Slice, Mask, Keep)):
             tensor = program.values[reads_of(instruction)[0]].tensor
             writer = graph.writer.get(tensor)

@@ -81,7 +81,8 @@ def _forward_names(graph: Graph, axes: Axes, operator: Operator, names: Mapping[
     elif operator.kind == "linear" and axes.fine(operator.writes[0])[-1:] and _ends_in_vocab(axes, operator):
         base = "logits"
     else:
-        base = kind if module in ("", kind) else module if kind == "attention" else f"{module}_{kind}"
+        is_core = kind in ("attention", "paged_attention")
+        base = kind if module in ("", kind) else module if is_core else f"{module}_{kind}"
     labels = output_labels(operator.kind, len(operator.writes))
     return {
         name: identifier(base if not label else f"{base}_{label}" if module else label)

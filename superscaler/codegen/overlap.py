@@ -7,7 +7,7 @@ batches add up are started as the last one adds, and waited for where the update
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -17,12 +17,10 @@ from superscaler.codegen.program import (
     Collective,
     Instruction,
     Keep,
-    LocalValue,
     Part,
     Program,
     reads_of,
 )
-from superscaler.ir.bucket import has_room, travels_alone
 from superscaler.ir.graph import Phase
 from superscaler.planner.layers import layers as find_layers
 from superscaler.planner.plan import Plan
@@ -159,32 +157,6 @@ def arriving(body: Sequence[Instruction]) -> dict[int, list[str]]:
             done = max(0, len(under_way) - instruction.leaving)
             found[place], under_way = under_way[:done], under_way[done:]
     return found
-
-
-def buckets(
-    body: Sequence[Instruction], values: Mapping[str, LocalValue], num_bytes: Callable[[str], int]
-) -> Iterator[list[Collective]]:
-    """The sums of a body that are started and travel together, as the runtime joins them (`superscaler.ir.bucket`)."""
-    started: list[Collective] = []
-    open_buckets: dict[tuple[str, str], list[Collective]] = {}
-    for instruction in body:
-        if isinstance(instruction, Await):
-            done = started[: len(started) - instruction.leaving]
-            started = started[len(done) :]
-            for kind in [kind for kind, bucket in open_buckets.items() if bucket[0] in done]:
-                yield open_buckets.pop(kind)
-        if not (isinstance(instruction, Collective) and instruction.is_started):
-            continue
-        started.append(instruction)
-        if instruction.step.kind is not StepKind.ALL_REDUCE or travels_alone(num_bytes(instruction.read)):
-            continue
-        kind = instruction.step.axis, values[instruction.read].dtype
-        bucket = open_buckets.setdefault(kind, [])
-        if bucket and not has_room(sum(num_bytes(i.read) for i in bucket), num_bytes(instruction.read)):
-            yield open_buckets.pop(kind)
-            bucket = open_buckets.setdefault(kind, [])
-        bucket.append(instruction)
-    yield from open_buckets.values()
 
 
 def coming(body: Sequence[Instruction]) -> dict[int, list[str]]:

@@ -54,6 +54,7 @@ def describe_build(
         "loss_row": next((p.row for p in programs if graph.outputs and graph.outputs[0] in p.outputs), 0),
         "messages": _messages(plan, programs),
         "unread": _unread(graph, programs),
+        "learning_rates": _learning_rates(graph),
         "initialisers": {name: [list(step) for step in steps] for name, steps in graph.initialisers.items()},
         "exchanges": _exchanges(plan, programs),
     }
@@ -78,6 +79,8 @@ def _with_sizes_as_text(value: Any) -> Any:
 
 def entry_name(plan: Plan) -> str:
     """The script that torchrun starts."""
+    if plan.graph.is_served:
+        return "serve.py"
     return "train.py" if plan.graph.is_training else "run.py"
 
 
@@ -91,6 +94,11 @@ def _version(package: str) -> str:
 def module_name(program: Program) -> str:
     """The file of a program, without ``.py``."""
     return f"stage{program.row}"
+
+
+def _learning_rates(graph: Graph) -> list[Any]:
+    """Those of the updates, each once: a number, or the name of a schedule and its numbers."""
+    return list(dict.fromkeys(rate for o in graph.operators if (rate := o.keyword("lr")) is not None))
 
 
 def _mesh(mesh: Mesh) -> dict[str, Any]:

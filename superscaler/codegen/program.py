@@ -7,11 +7,14 @@ as source; `superscaler.codegen.virtual` executes the same data for all devices 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from superscaler.ir.graph import Graph, Phase
+from superscaler.ir.kinds import KINDS
 from superscaler.ir.layout import Extent, Layout, piece_index
 from superscaler.ir.mesh import Mesh
+from superscaler.ir.tensor import DTYPE_BYTES
 from superscaler.planner.progress import Part, row_title
 from superscaler.planner.schedule import Task
 from superscaler.planner.steps import Step
@@ -46,6 +49,14 @@ class LocalValue:
     """Whether the dims are the fine dims."""
     host: bool = False
     """Whether it lies in host memory, where no operator reads it."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the largest piece that a device holds; of sizes that vary, in the example."""
+        elements = prod(
+            int(extent.constant) * prod(max(pieces) for _, pieces in extent.tables) for extent in self.shape
+        )
+        return elements * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +281,13 @@ def reads_of(instruction: Instruction) -> tuple[str, ...]:
             return (read,) if read else ()
         case _:
             return (instruction.read,)
+
+
+def written_into(instruction: Instruction) -> tuple[str, ...]:
+    """The values among those read that a call writes into as well (`Kind.writes_into`)."""
+    if not isinstance(instruction, Compute) or instruction.kind not in KINDS:
+        return ()
+    return tuple(instruction.reads[place] for place in KINDS[instruction.kind].writes_into)
 
 
 def writes_of(instruction: Instruction) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ schedule is run on the messages alone, and memory is added up. Nothing is done p
 from collections.abc import Sequence
 
 from superscaler.codegen.memory import free_values, peak_memory
-from superscaler.codegen.program import Free, Part, Program
+from superscaler.codegen.program import Compute, Free, Part, Program, written_into
 from superscaler.codegen.row_proof import BY_LOWERING, Channels, Meetings, RowProof
 from superscaler.codegen.verify_calls import placement_fault
 from superscaler.codegen.verify_schedule import verify_schedule
@@ -29,6 +29,8 @@ def verify_programs(plan: Plan, programs: Sequence[Program]) -> None:
     for phase in PHASES:
         _run_bodies(rows, phase)
     _check_operators(plan, rows)
+    for program in programs:
+        check_written(program)
     _check_results(plan, rows)
     verify_schedule(programs, [row.messages for row in rows])
     for program in programs:
@@ -63,6 +65,24 @@ def _rows(plan: Plan, programs: Sequence[Program]) -> list[RowProof]:
                 remedy="cut it along another letter of its rule",
             )
     return [RowProof(plan, program, programs) for program in programs]
+
+
+def check_written(program: Program) -> None:
+    """What a call writes into must be the stored value itself: of a copy the next step would know nothing.
+
+    Raises:
+        VerificationError: It is another.
+    """
+    for _, instruction in program.instructions():
+        for name in written_into(instruction):
+            if name not in program.stored:
+                assert isinstance(instruction, Compute)
+                operator = program.graph.by_name[instruction.operator]
+                raise VerificationError(
+                    f"{operator.name!r} ({operator.kind}) writes into {name!r}, which is not stored as it is read",
+                    where=operator.source,
+                    remedy="store the tensor cut and placed as the operator that writes into it",
+                )
 
 
 def _run_bodies(rows: Sequence[RowProof], phase: Phase) -> None:

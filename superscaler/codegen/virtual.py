@@ -23,6 +23,7 @@ from superscaler.codegen.pieces import (
 from superscaler.codegen.program import (
     LocalValue,
     Program,
+    written_into,
 )
 from superscaler.codegen.virtual_device import Channel, Delivery, Device, Meeting
 from superscaler.errors import VerificationError
@@ -86,12 +87,15 @@ class _Cluster:
 
     def _load(self, device: Device) -> None:
         program = device.program
+        written = {name for _, instruction in program.instructions() for name in written_into(instruction)}
         for name in (*program.stored, *program.fed):
             value = program.values[name]
             for micro_batch in range(program.micro_batches if name in program.fed else 1):
                 here = device.coordinates(value.layout.mesh, micro_batch)
                 shape = [extent.at(value.layout.mesh, here) for extent in value.shape]
                 local = piece(self.given[value.tensor], value.layout, here, shape)
+                if name in written:
+                    local = local.clone()
                 if name in program.fed:
                     device.fed[name, micro_batch] = local
                 else:

@@ -7,6 +7,12 @@ runs a program and what predicts its memory come to the same buckets.
 BUCKET_BYTES = 25 * 2**20
 """The most a bucket holds; what is as large by itself travels alone, in the memory it was made in."""
 
+JOINED_BYTES = {"cpu": 2**20, "cuda": 25 * 2**20}
+"""Up to how many bytes small tensors are joined that lie in no bucket; a larger one travels alone, uncopied.
+
+By type of device: where copies are dear and messages cheap, few are joined.
+"""
+
 
 def travels_alone(num_bytes: int) -> bool:
     """Whether a tensor is put into no bucket."""

@@ -140,6 +140,11 @@ class Graph:
         """Whether the graph holds an optimizer update."""
         return bool(self.updates)
 
+    @property
+    def is_served(self) -> bool:
+        """Whether its attentions keep keys and values from run to run."""
+        return any(operator.kind == "paged_attention" for operator in self.operators)
+
     def operator(self, name: str) -> Operator:
         """The operator called `name`.
 

@@ -17,7 +17,8 @@ def interpret(graph: Graph, values: Mapping[str, Any], keep: str = "results") ->
     Args:
         graph: What to run.
         values: A tensor per stored tensor and input, and under ``step`` the number of the step, an int; what
-            the model brought (``graph.values``) may be left out. Nothing in it is changed.
+            the model brought (``graph.values``) may be left out. Nothing in it is changed but what a kind
+            writes into (`Kind.writes_into`).
         keep: ``"results"`` returns outputs, gradients and new values of stored tensors; ``"all"`` every
             tensor an operator wrote. Other tensors are freed after their last read.
 

@@ -29,6 +29,10 @@ class Kind:
     """Whether the call is jointly linear in all it reads: summands in, summands out."""
     linear_in: tuple[int, ...] = ()
     """Positions of the tensors it is jointly linear in, where not in all: the others are the same for all summands."""
+    writes_into: tuple[int, ...] = ()
+    """Positions of the tensors read that it writes into as well: stored ones that it alone reads, now and in later
+    steps. So it may be left out where its result is not wanted, but runs once per step on each device that holds them,
+    and nowhere else."""
     flops_per_point: float = 1.0
     """Arithmetic per point of the letters' product (2 for a matrix product)."""
     declared: bool = False

@@ -48,6 +48,12 @@ def attention_scores(axes: Axes, operator: Operator) -> int:
     return prod(q[:3]) * k[2]
 
 
+def share_of_caches(axes: Axes, operator: Operator) -> float:
+    """Which part of its caches a paged attention reads: as many pages as the table of its sequences has."""
+    slots, table = _shape(axes, operator.reads[3])[0], _shape(axes, operator.reads[8])
+    return min(1.0, prod(table) * operator.keyword("page_size") / slots)
+
+
 def _elements(axes: Axes, operator: Operator) -> int:
     """Of the largest tensor; where elements of a table are picked, or added to some, of what is picked or added."""
     reads, writes = (
@@ -73,6 +79,13 @@ def _attention(q: Shape, k: Shape, v: Shape) -> float:
     return 2.0 * scores * (q[3] + v[3])
 
 
+def _paged_attention(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> float:
+    """Every new token meets as many keys as the pages of a sequence can hold: how many they do, data tells."""
+    (_, heads, tokens, width), pages = reads[0], reads[8]
+    keys = pages[1] * operator.keyword("page_size")
+    return 2.0 * heads * tokens * keys * (width + writes[0][3])
+
+
 def _grouped_mm(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> float:
     """Every row meets the matrix of one expert."""
     a, b = reads[:2]
@@ -87,5 +100,6 @@ BY_SHAPES: dict[str, Callable[[Operator, Sequence[Shape], Sequence[Shape]], floa
     ),
     "attention_backward": lambda one, reads, writes: ATTENTION_BACKWARD * _attention(*reads[1:4]),
     "grouped_mm": _grouped_mm,
+    "paged_attention": _paged_attention,
 }
 """Kinds whose letters say too much: dims that slide along each other, or pieces that data assigns."""

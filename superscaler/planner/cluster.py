@@ -1,5 +1,6 @@
 """Cluster: nodes of devices of several kinds, and the links between them."""
 
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
@@ -125,11 +126,16 @@ class Cluster:
     def parse(text: str) -> "Cluster":
         """A cluster from a command line: ``local:4``, ``dgx-a100:8`` (nodes), or the path of a YAML file.
 
+        ``[:12]`` behind it means its first 12 devices.
+
         Raises:
             PlanError: when `text` is none of these; the message lists what there is.
         """
         from superscaler.planner.cluster_presets import PRESETS
 
+        of_first = re.fullmatch(r"(.+)\[:(\d+)\]", text)
+        if of_first:
+            return Cluster.parse(of_first[1]).first(int(of_first[2]))
         if text.endswith((".yaml", ".yml")):
             return Cluster.load(text)
         name, _, count = text.partition(":")
@@ -182,6 +188,11 @@ class Cluster:
         """The run of equal nodes `device` is in."""
         return self._place(device)[0]
 
+    def runs(self, first: int, last: int) -> tuple[int, ...]:
+        """The numbers of the runs of equal nodes that the devices from `first` to `last` are in."""
+        starts, _ = self._firsts
+        return tuple(range(bisect_right(starts, first) - 1, bisect_right(starts, last)))
+
     def members(self, devices: Iterable[int]) -> Counter[int]:
         """How many of these devices are in each node."""
         return Counter(map(self.node, devices))
@@ -203,6 +214,31 @@ class Cluster:
     def flops(self, dtype: str, devices: Iterable[int] | None = None) -> float:
         """Peak floating-point operations per second in `dtype` of the slowest of these devices (or all)."""
         return min(kind.flops(dtype) for kind in self.kinds(devices))
+
+    def first(self, count: int) -> "Cluster":
+        """A cluster of the first `count` devices of this one.
+
+        Raises:
+            PlanError: It has fewer, or none are asked for.
+        """
+        if not 1 <= count <= self.num_devices:
+            raise PlanError(
+                f"the first {count} devices of the cluster {self.name!r}, which has {self.num_devices}",
+                remedy=f"ask for 1 to {self.num_devices}",
+            )
+        nodes: list[Nodes] = []
+        left = count
+        for group in self.nodes:
+            whole = min(group.count, left // group.devices_per_node)
+            rest = (
+                min(left - whole * group.devices_per_node, group.devices_per_node)
+                if whole < group.count
+                else 0
+            )
+            nodes += [replace(group, count=whole)] if whole else []
+            nodes += [replace(group, count=1, devices_per_node=rest)] if rest else []
+            left -= whole * group.devices_per_node + rest
+        return replace(self, nodes=tuple(nodes))
 
     def with_memory(self, memory_bytes: int) -> "Cluster":
         """The same cluster, each device with so many bytes of memory."""

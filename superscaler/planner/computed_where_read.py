@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from superscaler.ir.axes import Axes
 from superscaler.ir.graph import AGAIN, Graph, Operator, Phase, drop_unread
+from superscaler.ir.kinds import row_of
 from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import Role
 from superscaler.planner.layers import outermost_layer
@@ -29,7 +30,8 @@ def _fixed(graph: Graph) -> frozenset[str]:
     found = set()
     for operator in graph.operators:
         is_early = operator.phase in (Phase.FORWARD, Phase.PREPARE)
-        if is_early and changing.isdisjoint((*operator.reads, *operator.writes)):
+        is_pure = not row_of(operator).writes_into
+        if is_early and is_pure and changing.isdisjoint((*operator.reads, *operator.writes)):
             found.add(operator.name)
         else:
             changing.update(operator.writes)

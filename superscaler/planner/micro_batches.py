@@ -12,6 +12,7 @@ from dataclasses import replace
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axes, Axis
 from superscaler.ir.graph import Graph, Operator, Phase
+from superscaler.ir.kinds import linear_reads
 from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import Role
 from superscaler.planner.placement import letters_of, passes_summands
@@ -78,7 +79,8 @@ def _phase_among_micro_batches(
     reads = [name for name in operator.reads if graph.tensors[name].role is not Role.STEP]
     carried = batch_letter(axes, operator, batch)
     parts = [name for name in reads if name in summed]
-    passes = len(parts) == len(reads) and passes_summands(operator, graph)
+    linear = {operator.reads[i] for i in linear_reads(operator)}
+    passes = linear.intersection(reads) == set(parts) and passes_summands(operator, graph)
     if passes and places is not None:
         passes = all(places[graph.writer[name].name] == places[operator.name] for name in parts)
     waits = [name for name in reads if name in late or (name in summed and not passes)]

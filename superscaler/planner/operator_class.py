@@ -12,7 +12,9 @@ from superscaler.planner.efficiency import OperatorClass
 
 FAMILIES = {
     OperatorClass.MATMUL: (PRODUCTS, "linear", "linear_input_gradient", "linear_weight_gradient"),
-    OperatorClass.ATTENTION: ((), "attention", "attention_backward", "attention_mask_gradient"),
+    OperatorClass.ATTENTION: (
+        (), "attention", "attention_backward", "attention_mask_gradient", "paged_attention",
+    ),
     OperatorClass.CONVOLUTION: (CONVOLUTIONS,),
     OperatorClass.REDUCTION: (
         {**REDUCTIONS, **POOLING},

@@ -10,7 +10,7 @@ from superscaler.ir.kinds import VIEWS
 from superscaler.ir.layout import Layout
 from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import DTYPE_BYTES
-from superscaler.planner.arithmetic import arithmetic, attention_scores
+from superscaler.planner.arithmetic import arithmetic, attention_scores, share_of_caches
 from superscaler.planner.device import Device
 from superscaler.planner.efficiency import OperatorClass
 from superscaler.planner.operator_class import class_of
@@ -89,6 +89,9 @@ class PlacedWork:
         if operator_class is OperatorClass.GATHER:
             # of a table, what is picked
             read = [min(one, sum(written)) for one in read]
+        if operator.kind == "paged_attention":
+            share = share_of_caches(placed.axes, operator)
+            read = [size * share if place in (3, 4) else size for place, size in enumerate(read)]
         moved = sum(
             size
             for name, size in (

@@ -17,9 +17,9 @@ from superscaler.ir.source_line import user_line
 from superscaler.ir.tensor import Role
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.co_shard import CoShard, runs_in_pieces
+from superscaler.planner.cut import Cut, cut_of_axis, cut_of_operator
 from superscaler.planner.order import Order
 from superscaler.planner.pipeline import ScheduleMaker
-from superscaler.planner.placement import letters_of
 from superscaler.planner.recompute import operators_to_repeat
 from superscaler.planner.schedule import Schedule, Task
 from superscaler.planner.schedules import Given
@@ -27,20 +27,6 @@ from superscaler.planner.selection import AxisSelection, Selection, select, spli
 from superscaler.planner.weight_axes import weight_axes
 
 Devices = Mesh | Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """One decision of a script: an axis, or a letter of single operators, is cut over a mesh axis."""
-
-    axis: Axis
-    over: str
-    operators: frozenset[str] | None
-    """Where it holds; None: wherever the axis runs."""
-    letter: str | None
-    pieces: tuple[int, ...] | None
-    where: str
-    """The script's line."""
 
 
 @dataclass
@@ -197,8 +183,10 @@ class Planner:
                     where=line,
                     remedy="within= goes with axes; drop it",
                 )
-            for operator in _operators(what):
-                self._cut_operator(operator, letter, over, pieces, line)
+            self.cuts += [
+                cut_of_operator(self.axes, operator, letter, over, pieces, line)
+                for operator in _operators(what)
+            ]
             return
         if letter is not None:
             raise PlanError(
@@ -206,16 +194,11 @@ class Planner:
                 where=line,
                 remedy="letter= goes with operators; to cut an axis in some operators alone use within=",
             )
-        for axis in [what] if isinstance(what, Axis) else what:
-            self._check_pieces(axis, pieces, line)
-            if not any(letters_of(self.axes, operator, axis) for operator in self.graph.operators):
-                raise PlanError(
-                    f"the axis {axis} cannot be cut: every operator it runs through needs it whole",
-                    where=line,
-                    remedy="cut another axis; p.trans(operator, letter=...) cuts one operator alone",
-                )
-            where = None if within is None else frozenset(operator.name for operator in within)
-            self.cuts.append(Cut(axis, over, where, None, tuple(pieces) if pieces else None, line))
+        where = None if within is None else frozenset(operator.name for operator in within)
+        self.cuts += [
+            cut_of_axis(self.graph, self.axes, axis, over, where, pieces, line)
+            for axis in ([what] if isinstance(what, Axis) else what)
+        ]
 
     def _mesh_axis(self, over: str | Devices, line: str) -> str:
         if isinstance(over, str):
@@ -232,48 +215,6 @@ class Planner:
     def speaker(self) -> str:
         """Who decides now: a word of a plan string, or the line of the user's script."""
         return self.said_by or user_line()
-
-    def _cut_operator(
-        self, operator: Operator, letter: str | None, over: str, pieces: Sequence[int] | None, line: str
-    ) -> None:
-        parts = self.axes.letters[operator.name].get(letter or "")
-        if letter is None or parts is None:
-            fault = f"has no letter {letter!r} to cut" if letter else "is to be cut, but not said along what"
-            raise PlanError(
-                f"{operator.name!r} ({operator.kind}) {fault}",
-                where=line,
-                remedy=f"give letter=, one of {', '.join(self.axes.letters[operator.name])}; or select fewer "
-                'operators, for example those of one phase: selection.only("F")',
-            )
-        others = [
-            other
-            for other in self.axes.letters[operator.name]
-            if letters_cuttable(self.axes, operator, other)
-        ]
-        if letter not in others:
-            raise PlanError(
-                f"{operator.name!r} ({operator.kind}) cannot be cut along {letter!r}: "
-                + ("it needs the whole of it" if parts else "it has one element"),
-                where=line,
-                remedy=f"cut it along one of {', '.join(others)}" if others else "it can only be replicated",
-            )
-        self._check_pieces(parts[0], pieces, line)
-        names = frozenset({operator.name})
-        self.cuts.append(Cut(parts[0], over, names, letter, tuple(pieces) if pieces else None, line))
-
-    def _check_pieces(self, axis: Axis, pieces: Sequence[int] | None, line: str) -> None:
-        if pieces is not None and isinstance(axis.size, Size):
-            raise PlanError(
-                f"pieces {list(pieces)} are given of the axis {axis}, whose size varies from run to run",
-                where=line,
-                remedy="name no pieces: it is cut into even ones",
-            )
-        if pieces is not None and (sum(pieces) != axis.size or min(pieces) < 1):
-            raise PlanError(
-                f"pieces {list(pieces)} do not make up the axis {axis}",
-                where=line,
-                remedy=f"give positive sizes that add up to {axis.size}",
-            )
 
     # what the backward does not find stored
 
@@ -510,12 +451,6 @@ class Planner:
                 where=line,
                 remedy="write p.order(ss.schedules.gpipe(4)), or p.order(first, then)",
             )
-
-
-def letters_cuttable(axes: Axes, operator: Operator, letter: str) -> bool:
-    """Whether the first axis of a letter may be cut in an operator."""
-    parts = axes.letters[operator.name][letter]
-    return bool(parts) and axes.cuttable(operator.name, letter, parts[0])
 
 
 def _operators(what: Selection | Operator) -> Sequence[Operator]:

@@ -143,7 +143,9 @@ class _Search:
         def exchange(starts: list[Layout], ends: list[Layout]) -> None:
             for start in starts:
                 for end in ends:
-                    if exchange_fits(start, end):
+                    # devices that hold summands add them up by a collective, which can be started early
+                    sums_at_home = start.mesh == end.mesh and space_partial(start) != space_partial(end)
+                    if exchange_fits(start, end) and not sums_at_home:
                         add(Step(StepKind.EXCHANGE, start, end))
 
         settled = (space_partial(self.source), space_partial(self.target), ())

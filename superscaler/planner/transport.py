@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from superscaler.errors import PlanError
+from superscaler.ir.bucket import JOINED_BYTES
 from superscaler.planner.figures import check_positive
 
 
@@ -63,6 +64,16 @@ class Transport:
                 f"transport {self.name!r}: {len(self.protocols)} protocols that start in {self.launch_seconds} seconds",
                 remedy="give at least one protocol, and launch_seconds of 0 or more",
             )
+
+    @property
+    def joined_bytes(self) -> int:
+        """Up to how many bytes programs join small tensors for one message: those that gloo serves are on CPUs."""
+        return JOINED_BYTES["cpu" if self.takes_cores else "cuda"]
+
+    @property
+    def takes_cores(self) -> bool:
+        """Whether the cores that compute also communicate, as with gloo, so that neither goes on beside the other."""
+        return self.name == "gloo"
 
     def correction(self, collective: Collective) -> Measured:
         """How a collective was measured to differ from its formula."""

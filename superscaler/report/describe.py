@@ -16,10 +16,12 @@ from superscaler.planner.show import describe_stage, format_bytes, format_count,
 from superscaler.report.drawn_memory import DrawnMemory, draw_memory
 from superscaler.report.drawn_spans import DrawnSpan, draw_spans, share
 from superscaler.report.layer_places import LayerPlace, layer_places
+from superscaler.report.search_section import describe_search
+from superscaler.search.auto import Report
 from superscaler.simulator.replay import Span, Stream
-from superscaler.simulator.simulation import Simulation, format_seconds
+from superscaler.simulator.simulation import SimulatedRow, Simulation, format_seconds
 
-FORMAT = 1
+FORMAT = 2
 """Version of the description; `superscaler.report.page` reads it."""
 MOST_SPANS = 20_000
 """That a page draws of a step; beyond, neighbours are joined."""
@@ -28,7 +30,7 @@ PARTS = ("parameters", "states", "gradients", "activations", "temporary")
 
 
 def describe(
-    plan: Plan, programs: Sequence[Program], simulation: Simulation, search: str = ""
+    plan: Plan, programs: Sequence[Program], simulation: Simulation, search: Report | None = None
 ) -> dict[str, Any]:
     """All that a page shows but the source. Times are in nanoseconds, memory is in bytes.
 
@@ -40,9 +42,9 @@ def describe(
     """
     communication = plan.communication()
     memory = [memory_over_tasks(program) for program in programs]
-    streams = Counter((span.row, span.stream) for spans in simulation.spans for span in spans)
+    streams = Counter((span.row, span.stream) for row in simulation.rows for span in row.spans)
     drawing = _Drawing(share([*streams.values(), *map(len, memory)], MOST_SPANS))
-    rows = [_row(simulation, program, held, drawing) for program, held in zip(programs, memory, strict=True)]
+    rows = [_row(row, held, drawing) for row, held in zip(simulation.rows, memory, strict=True)]
     return {
         "format": FORMAT,
         "title": plan.graph.name,
@@ -63,7 +65,7 @@ def describe(
             for phase, what, devices, times, size, reason in communication.table()
         ],
         "text": format_plan(plan),
-        "search": search,
+        "search": describe_search(search, plan.cluster.memory_of()) if search else None,
         "sources": [[f"{module_name(program)}.py", program.title] for program in programs],
     }
 
@@ -73,14 +75,14 @@ def _facts(plan: Plan, simulation: Simulation, communication: Communication) -> 
     graph = plan.graph
     parameters = sum(tensor.num_elements for tensor in graph.of_role(Role.PARAMETER))
     inputs = ", ".join(f"{name} {list(graph.tensors[name].shape)}" for name in graph.inputs)
-    uses = zip(simulation.memory, simulation.memory_limits, strict=True)
-    use, limit = max(uses, key=lambda pair: pair[0].total / pair[1])
+    fullest = max(simulation.rows, key=lambda row: row.memory.total / row.memory_limit)
+    memory = f"{format_bytes(fullest.memory.total)} of {format_bytes(fullest.memory_limit)}"
     fits = "" if simulation.fits else ": does not fit"
     return [
         ["step", format_seconds(simulation.step_seconds)],
         ["MFU", f"{simulation.mfu:.1%}"],
         ["bubble", f"{simulation.bubble:.1%}"],
-        ["fullest device", f"{format_bytes(use.total)} of {format_bytes(limit)}{fits}"],
+        ["fullest device", memory + fits],
         ["sends most per step", format_bytes(float(communication.bytes_per_device))],
         ["devices", f"{plan.num_devices} of {plan.cluster.name}"],
         ["parameters", format_count(parameters)],
@@ -118,25 +120,22 @@ class _Drawing:
         return self.tasks.setdefault(task, len(self.tasks))
 
 
-def _row(
-    simulation: Simulation, program: Program, held: Sequence[TaskMemory], drawing: _Drawing
-) -> dict[str, Any]:
-    spans, time = simulation.spans[program.row], simulation.rows[program.row]
-    peak = simulation.memory[program.row]
+def _row(row: SimulatedRow, held: Sequence[TaskMemory], drawing: _Drawing) -> dict[str, Any]:
     return {
-        "title": program.title,
-        "devices": format_devices(program.devices),
-        "computing": time.computing,
-        "exposed": time.exposed,
-        "waiting": time.waiting,
-        "peak": peak.total,
-        "moment": peak.moment,
-        "host": peak.host,
-        "limit": simulation.memory_limits[program.row],
+        "title": row.title,
+        "devices": format_devices(row.devices),
+        "computing": row.computing,
+        "exposed": row.exposed,
+        "waiting": row.waiting,
+        "peak": row.memory.total,
+        "moment": row.memory.moment,
+        "host": row.memory.host,
+        "limit": row.memory_limit,
         "streams": {
-            str(stream): drawing.spans([span for span in spans if span.stream is stream]) for stream in Stream
+            str(stream): drawing.spans([span for span in row.spans if span.stream is stream])
+            for stream in Stream
         },
-        "memory": [drawing.memory(drawn) for drawn in draw_memory(held, spans, drawing.most)],
+        "memory": [drawing.memory(drawn) for drawn in draw_memory(held, row.spans, drawing.most)],
     }
 
 

@@ -1,7 +1,7 @@
 """The page: one HTML file that needs no network, made of a description and the source of its programs."""
 
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -11,6 +11,8 @@ from superscaler.errors import BuildError
 from superscaler.planner.show import format_bytes
 from superscaler.report.describe import FORMAT
 from superscaler.report.python_source import source_html
+from superscaler.report.search_section import search_section
+from superscaler.report.table import facts, table
 
 DESCRIPTION = "report.json"
 """The file of a build that holds the description."""
@@ -65,7 +67,7 @@ def make_page(described: Mapping[str, Any], sources: Mapping[str, str]) -> str:
 def _sections(described: Mapping[str, Any], sources: Mapping[str, str]) -> Iterable[tuple[str, str]]:
     yield "Summary", _summary(described)
     if described["search"]:
-        yield "Search", f"<pre>{escape(described['search'])}</pre>"
+        yield "Search", search_section(described["search"])
     yield "Who computes what and when", (_HERE / "charts.html").read_text(encoding="utf-8")
     yield "Layers", _stages(described) + _layers(described)
     yield "Communication", _communication(described["communication"])
@@ -77,12 +79,9 @@ def _sections(described: Mapping[str, Any], sources: Mapping[str, str]) -> Itera
 
 
 def _summary(described: Mapping[str, Any]) -> str:
-    facts = "".join(
-        f"<div><dt>{escape(what)}</dt><dd>{escape(text)}</dd></div>" for what, text in described["facts"]
-    )
     rows = (_row(row, described["step"] / 1e9) for row in described["rows"])
     titles = ("row", "devices", "", "computing", "exposed communication", "waiting", "peak memory", "of")
-    return f'<dl class="facts">{facts}</dl>\n{_table(titles, rows, numbers=range(3, 8))}'
+    return facts(described["facts"]) + table(titles, rows, numbers=range(3, 8))
 
 
 def _row(row: Mapping[str, Any], step: float) -> list[str]:
@@ -112,7 +111,7 @@ def _layers(described: Mapping[str, Any]) -> str:
     note = (
         "<p>Operators of each layer by phase: " + ", ".join(f"{k} {v}" for k, v in _PHASES.items()) + ".</p>"
     )
-    return note + _table(("layer", *(f"stage {number}" for number in stages)), rows, "layers")
+    return note + table(("layer", *(f"stage {number}" for number in stages)), rows, "layers")
 
 
 def _operators(counts: Mapping[str, int]) -> str:
@@ -134,7 +133,7 @@ def _communication(moves: Sequence[Sequence[Any]]) -> str:
     )  # fmt: skip
     titles = ("phase", "what", "devices", "times per step", "sends each time", "per step", "reason")
     note = "<p>Sizes are what one device sends; of devices with unlike pieces, the one that sends most.</p>"
-    return note + _table(titles, rows, numbers=range(3, 6))
+    return note + table(titles, rows, numbers=range(3, 6))
 
 
 def _source(name: str, title: str, text: str) -> str:
@@ -143,19 +142,3 @@ def _source(name: str, title: str, text: str) -> str:
         f"<details><summary><code>{escape(name)}</code> {escape(title)}, {lines} lines</summary>"
         f'<pre class="source">{source_html(text)}</pre></details>'
     )
-
-
-def _table(
-    titles: Sequence[str], rows: Iterable[Sequence[str]], name: str = "", numbers: Container[int] = ()
-) -> str:
-    """A table of cells that are HTML already; columns of numbers are aligned at the right."""
-    classes = [' class="number"' if column in numbers else "" for column in range(len(titles))]
-    head = "".join(
-        f'<th scope="col"{kind}>{escape(title)}</th>' for kind, title in zip(classes, titles, strict=True)
-    )
-    body = "".join(
-        f"<tr>{''.join(f'<td{kind}>{cell}</td>' for kind, cell in zip(classes, row, strict=True))}</tr>\n"
-        for row in rows
-    )
-    table = f'<table class="{name}"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
-    return f'<div class="wide">{table}</div>'

@@ -10,13 +10,15 @@ from superscaler.ir.graph import Graph
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.plan import Plan, make_plan
 from superscaler.planner.recipes import recipe
-from superscaler.search.candidate import Space
+from superscaler.search.candidate import Candidate, Space
 from superscaler.search.search import Estimated, Found, Search
 from superscaler.simulator.simulation import Simulation, format_seconds, simulate
 
 GIB = 2**30
 MORE_MEMORY = 8 * GIB
 """How much more memory per device the report asks about."""
+LEAST_GAIN = 0.001
+"""A smaller part of a step is no gain that is worth a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,16 @@ class Report:
         """The plan."""
         return self.choices[0]
 
+    @property
+    def objective(self) -> float:
+        """What the search makes least: seconds of the fastest plan by the estimate."""
+        return min(choice.estimated for choice in self.choices)
+
+    @property
+    def gain_of_more_memory(self) -> float:
+        """By which part a step would be shorter with `MORE_MEMORY` on each device, by the estimate."""
+        return 1 - self.with_more_memory / self.objective
+
     def __str__(self) -> str:
         """Print what was chosen, how good it is, and what else there was."""
         return "\n".join(self._lines())
@@ -65,17 +77,16 @@ class Report:
             f"  step {format_seconds(chosen.simulated)} simulated, {format_seconds(chosen.estimated)} estimated; "
             f"no plan takes less than {format_seconds(self.bound)} by the estimate (gap {self.gap:.1%})"
         )
-        fastest = min(choice.estimated for choice in self.choices)
-        gain = 1 - self.with_more_memory / fastest
-        if gain > 0.001:
-            yield f"  with {MORE_MEMORY // GIB} GiB more on each device a step would take {gain:.1%} less"
+        if self.gain_of_more_memory > LEAST_GAIN:
+            gain = f"{self.gain_of_more_memory:.1%}"
+            yield f"  with {MORE_MEMORY // GIB} GiB more on each device a step would take {gain} less"
         else:
             yield "  more memory would not make it faster"
         yield "  runners-up:"
         for choice in self.choices[1:]:
             room = "" if choice.fits else ", does not fit"
             yield f"    {choice.plan}: {format_seconds(choice.simulated)}, {choice.memory_bytes / GIB:.3g} GiB{room}"
-        yield from (f"  refused: {reason.splitlines()[0]}" for reason in self.refused)
+        yield from (f"  refused: {reason}" for reason in self.refused)
 
 
 def find_plan(
@@ -109,18 +120,25 @@ def find_plan(
         )
     if not found.plans:
         raise _nothing_fits(graph, cluster, found)
-    more = search.run(time_limit, cluster.memory_of() + MORE_MEMORY)
-    tried = list(_simulated(graph, cluster, found.plans, simulated))
+    more, least = search.run(time_limit, MORE_MEMORY), found
+    tried: list[tuple[Choice, Plan]] = []
+    unfit: set[Candidate] = set()
+    while found.plans:
+        tried += _simulated(graph, cluster, found.plans, simulated)
+        if any(choice.fits for choice, _ in tried):
+            break
+        unfit.update(plan.candidate for plan in found.plans)
+        found = search.run(time_limit, within=within, without=unfit)
     fitting = [(choice, plan) for choice, plan in tried if choice.fits]
     if not fitting:
-        raise _nothing_fits(graph, cluster, found)
+        raise _nothing_fits(graph, cluster, least)
     fitting.sort(key=lambda pair: pair[0].simulated)
     chosen, plan = fitting[0]
     others = sorted((c for c, _ in tried if c is not chosen), key=lambda choice: choice.simulated)
     report = Report(
         (chosen, *others), len(found.plans), found.bound, found.gap,
         min(plan.seconds for plan in (*found.plans[:1], *more.plans[:1])),
-        tuple(dict.fromkeys(reason for _, reason in found.refused)),
+        found.reasons,
     )  # fmt: skip
     return replace(plan, name=chosen.plan), report
 
@@ -144,17 +162,16 @@ def _simulated(
 
 
 def _choice(text: str, estimated: float, simulation: Simulation) -> Choice:
-    most = max(use.total for use in simulation.memory)
+    most = max(row.memory.total for row in simulation.rows)
     return Choice(text, estimated, simulation.step_seconds, most, simulation.fits)
 
 
 def _nothing_fits(graph: Graph, cluster: Cluster, found: Found) -> PlanError:
     has = cluster.memory_of() / GIB
     if found.least_memory is None:
-        refused = dict.fromkeys(reason.splitlines()[0] for _, reason in found.refused)
         return PlanError(
             f"no plan of {graph.name!r} uses the {cluster.num_devices} devices of {cluster.name!r}",
-            remedy="; ".join(["give a batch that they can share", *refused]),
+            remedy="; ".join(["give a batch that they can share", *found.reasons]),
         )
     needed, candidate = found.least_memory
     return PlanError(

@@ -1,81 +1,28 @@
 """Prices of layers: what each layer of a model takes under one way to cut it, found on a few of them.
 
-The shortened graph is planned with a stage per layer, so that all that a plan does to a layer is priced: what it
-computes again, what it gathers, what it keeps. A layer that stands for others lends them its price. What lies before
-the first layer counts with it, what lies behind the last with that.
+The shortened graph is planned with a stage per layer (or per layer and pass), so that all that a plan does to a layer
+is priced: what it computes again, what it gathers, what it keeps. A layer that stands for others lends them its price.
+What lies before the first layer counts with it, what lies behind the last with that; but for what all rows of devices
+do together, which has a price of its own.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
-from superscaler.codegen.make_programs import make_programs
-from superscaler.codegen.program import Part, Program
 from superscaler.ir.axes import Axes
-from superscaler.ir.graph import Phase
 from superscaler.ir.shorten import ShortGraph
-from superscaler.ir.tensor import DTYPE_BYTES, Role
 from superscaler.planner.cluster import Cluster, Nodes
-from superscaler.planner.materialize import MaterializedGraph
-from superscaler.planner.plan import Plan, place
-from superscaler.planner.prices import Prices
-from superscaler.planner.recipes import recipe
-from superscaler.planner.schedule import Schedule, Task
-from superscaler.planner.step_cost import local_elements
-from superscaler.planner.task_costs import StageMemory
-from superscaler.simulator.actions import Action, Give, Take, find_actions
-from superscaler.simulator.instruction_seconds import InstructionPrices
-from superscaler.simulator.replay import RowActions, replay
+from superscaler.planner.plan import place
+from superscaler.planner.planner import Planner
+from superscaler.planner.recipes import apply_recipes, parse_plan, recipe
+from superscaler.planner.recipes.pipelines import ROWS, place_stages
+from superscaler.planner.recipes.vocabulary import cut_vocabulary, vocabulary_stages
+from superscaler.planner.schedules import gpipe
+from superscaler.search.priced_placement import LayerPrice, PricedPlacement
+from superscaler.search.way import Form, Way
 
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How the layers of a plan are cut and what they keep, on the devices of one replica of a stage."""
-
-    tp: int = 1
-    sp: bool = False
-    recompute: str = ""
-    co_shard: int = 1
-
-    @property
-    def num_devices(self) -> int:
-        """Of one replica of a stage."""
-        return self.tp
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """As a plan string says it."""
-        said = [f"tp={self.tp}"] * (self.tp > 1) + ["sp"] * self.sp
-        said += [f"co_shard={self.co_shard}"] * (self.co_shard > 1)
-        return (*said, *([f"recompute={self.recompute}"] * bool(self.recompute)))
-
-
-@dataclass(frozen=True, slots=True)
-class LayerPrice:
-    """What one layer takes on each device: seconds per micro-batch or per step, and bytes."""
-
-    forward: float
-    backward: float
-    update: float
-    """Per step."""
-    hand_on: float
-    """A message with its result to the next stage, one way."""
-    parameters: int
-    states: int
-    gradients: int
-    activations: int
-    """Of one micro-batch, from its forward to its backward."""
-    temporary: int
-    """The most that a task holds besides."""
-
-
-def between(low: LayerPrice, high: LayerPrice, share: float) -> LayerPrice:
-    """What lies in between, on a line: times and sizes are sums of a constant and of parts of the samples."""
-
-    def mean(name: str) -> float:
-        start = getattr(low, name)
-        return start + share * (getattr(high, name) - start)
-
-    return LayerPrice(*(type(getattr(low, field.name))(mean(field.name)) for field in fields(LayerPrice)))
+SCHEDULES = {Form.CHAIN: "gpipe", Form.PASSES: "3f1b", Form.INTERLACED: "interlaced"}
+"""Per form a schedule that has its stages."""
 
 
 def layer_prices(
@@ -97,12 +44,17 @@ def layer_prices(
     layers = list(short.stands_for)
     count = len(layers)
     words = [f"pp={count}", f"layers={'+'.join('1' * count)}"] if count > 1 else []
-    words += [f"micro_batches={micro_batches}", "schedule=gpipe", *way.words]
+    words += [f"micro_batches={micro_batches}", f"schedule={SCHEDULES[way.form]}", *way.words]
     own = replace(nodes, count=count, devices_per_node=way.num_devices)
     small = replace(cluster, nodes=(own,))
     _, materialized = place(short.graph, small, recipe(",".join(words)), axes)
-    stages = _stage_prices(materialized, small)
-    priced = dict(zip(layers, stages, strict=True))
+    placed = PricedPlacement(materialized, small)
+    rows = materialized.rows
+    wide = {mesh for mesh in materialized.stages if len(mesh.devices) > way.num_devices}
+    priced = {
+        layer: placed.price(number, [s for s in row.stages if materialized.stages[s] not in wide])
+        for number, (layer, row) in enumerate(zip(layers, rows, strict=True))
+    }
     by_layer = {copy: priced[layer] for layer, copies in short.stands_for.items() for copy in copies}
     return tuple(by_layer[layer] for layer in _in_order(short))
 
@@ -121,55 +73,42 @@ def _in_order(short: ShortGraph) -> list[str]:
     return order + [layer for period in zip(*periods, strict=True) for layer in period]
 
 
-def _stage_prices(materialized: MaterializedGraph, cluster: Cluster) -> list[LayerPrice]:
-    count = len(materialized.stages)
-    tasks = tuple((Task(stage, Phase.FORWARD, 0), Task(stage, Phase.BACKWARD, 0)) for stage in range(count))
-    plan = Plan("layers", cluster, materialized, Schedule("once", 1, tasks))
-    prices = Prices(plan.placed, cluster)
-    programs = make_programs(plan)
-    rows = {device: program.row for program in programs for device in program.devices}
-    return [
-        _price(program, materialized, find_actions(program, rows, InstructionPrices(prices)).bodies)
-        for program in programs
-    ]
-
-
-def _price(
-    program: Program, materialized: MaterializedGraph, actions: Mapping[Part, Sequence[Action]]
+def vocabulary_price(
+    short: ShortGraph, axes: Axes, cluster: Cluster, way: Way, rows: int, micro_batches: int
 ) -> LayerPrice:
-    (stage,) = program.stages
-    memory = StageMemory(materialized, stage)
-    forward = actions.get(Part(Phase.FORWARD, stage), ())
-    stored, gradients = _stored_bytes(program)
-    return LayerPrice(
-        _alone(forward),
-        _alone(actions.get(Part(Phase.BACKWARD, stage), ())),
-        _alone(actions.get(Part(Phase.UPDATE), ())),
-        sum(action.seconds for action in forward if isinstance(action, Give)),
-        stored[Role.PARAMETER] + stored[Role.BUFFER],
-        stored[Role.STATE],
-        gradients,
-        memory.left_by_forward,
-        memory.temporary,
+    """What all rows of devices do together in an interlaced pipeline: the embedding and the head.
+
+    Args:
+        short: The model's graph, with few of its layers.
+        axes: Of the short graph.
+        cluster: All its devices take part.
+        way: How the layers run.
+        rows: Rows of devices.
+        micro_batches: Into how many parts one replica cuts the batch.
+
+    Raises:
+        PlanError: There is no vocabulary that can be cut so.
+    """
+    dp = cluster.num_devices // (rows * way.num_devices)
+    words = [f"dp={dp}", *replace(way, recompute="", co_shard=1).words, f"micro_batches={micro_batches}"]
+
+    def script(p: Planner) -> None:
+        options = parse_plan(",".join(words))
+        (layers,) = p.split_layers(1)
+        before, behind = vocabulary_stages(p, list(layers))
+        everywhere = (tuple(range(rows)),)
+        place_stages(p, [before, layers, behind], p.cluster.groups(rows), (everywhere,) * 3, **options.axes)
+        cut_vocabulary(p, ROWS)
+        p.order(gpipe(micro_batches))
+        apply_recipes(p, options)
+
+    _, materialized = place(short.graph, cluster, script, axes)
+    placed = PricedPlacement(materialized, cluster)
+    before, behind = placed.price(0, [0]), placed.price(0, [2])
+    return replace(
+        placed.price(0, [0, 2], is_theirs=lambda layout: any(ROWS in cut for cut in layout.cuts)),
+        hand_on=0.0,
+        activations=before.activations,
+        # what the head keeps is there for one micro-batch at a time
+        temporary=max(before.temporary, behind.activations + behind.temporary),
     )
-
-
-def _alone(actions: Sequence[Action]) -> float:
-    """How long a body takes whose messages are there."""
-    task = Task(0, Phase.FORWARD, 0)
-    own = [action for action in actions if not isinstance(action, (Give, Take))]
-    (spans,) = replay([RowActions((task,), {Part(task.phase, 0): own})])
-    return max((span.end for span in spans), default=0.0)
-
-
-def _stored_bytes(program: Program) -> tuple[dict[Role, int], int]:
-    """Of what is stored, by role; and of the gradients of the parameters among it."""
-    tensors, stored = program.graph.tensors, dict.fromkeys(Role, 0)
-    gradients: dict[str, int] = {}
-    for value in (program.values[name] for name in program.stored):
-        elements = local_elements(value.layout)
-        stored[tensors[value.tensor].role] += elements * DTYPE_BYTES[value.dtype]
-        if value.tensor in program.graph.gradients:
-            gradient = tensors[program.graph.gradients[value.tensor]]
-            gradients[value.tensor] = elements * DTYPE_BYTES[gradient.dtype]
-    return stored, sum(gradients.values())

@@ -5,7 +5,8 @@ as much as it communicates, not as much as it computes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 from superscaler.codegen.program import (
@@ -14,14 +15,12 @@ from superscaler.codegen.program import (
     Exchange,
     Free,
     Instruction,
-    Keep,
     Part,
     Program,
     Receive,
     Send,
 )
-from superscaler.ir.bucket import has_room
-from superscaler.ir.graph import Phase
+from superscaler.codegen.sum_messages import SumMessage, sum_messages
 from superscaler.ir.mesh import Mesh
 from superscaler.simulator.instruction_seconds import InstructionPrices
 
@@ -51,16 +50,21 @@ class Start:
 
     name: str
     seconds: float
-    count: int = 1
-    """How many."""
     axis: str = ""
+    is_accumulated: bool = False
+    """Whether it sums what micro-batches have added up, so that the update waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait for all collectives started, but the last few."""
+    """Wait for what was started, but for the last few messages."""
 
     leaving: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitAccumulated:
+    """Wait for the sums of what micro-batches have added up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ class Take:
     rows: tuple[int, ...]
 
 
-Action = Work | Meet | Start | Wait | TakeGroup | Give | Take
+Action = Work | Meet | Start | Wait | WaitAccumulated | TakeGroup | Give | Take
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +113,17 @@ def find_actions(program: Program, rows: Mapping[int, int], prices: InstructionP
         rows: Device -> its row.
         prices: What instructions take.
     """
-    update = program.bodies.get(Part(Phase.UPDATE), ())
-    late = {i.read: i for i in update if isinstance(i, Collective) and i.is_started}
-    rest = tuple(i for i in update if not (isinstance(i, Collective) and i.is_started))
-    bodies = {**program.bodies, Part(Phase.UPDATE): rest}
-    last = {
-        part: body
-        for part, body in bodies.items()
-        if part.phase.is_repeated and any(isinstance(i, Keep) and i.write in late for i in body)
-    }
+    joined_bytes = prices.prices.cluster.transport.joined_bytes
+    messages = sum_messages(program, joined_bytes)
+
+    def actions(part: Part, *, is_last: bool) -> tuple[Action, ...]:
+        own = [one for one in messages if one.part == part and (is_last or not one.is_accumulated)]
+        return _Body(program, rows, prices, part, own).actions()
+
+    last = {one.part for one in messages if one.is_accumulated and one.part.phase.is_repeated}
     return TaskActions(
-        {part: _Body(program, rows, prices, part).actions(body) for part, body in bodies.items()},
-        {part: _Body(program, rows, prices, part, late).actions(body) for part, body in last.items()},
+        {part: actions(part, is_last=not part.phase.is_repeated) for part in program.bodies},
+        {part: actions(part, is_last=True) for part in program.bodies if part in last},
     )
 
 
@@ -130,38 +133,60 @@ class _Body:
     rows: Mapping[int, int]
     prices: InstructionPrices
     part: Part
-    late: Mapping[str, Collective] = field(default_factory=dict)
-    """Kept value -> its sum over devices, which starts here."""
+    messages: Sequence[SumMessage]
+    """Of sums, in the order in which they set out."""
 
     def __post_init__(self) -> None:
         self.found: list[Action] = []
-        self.filling: dict[Any, list[Collective]] = {}
-        """Buckets that have not set out, by what their collectives have in common."""
+        self.joining: dict[Any, list[Collective]] = {}
+        """What travels with the last of its kind, of what the update waits for."""
+        self.started: list[str] = []
+        """What has been started and not waited for."""
+        self.departed: list[SumMessage] = []
+        """Messages that have set out, of what the body itself starts."""
+        self.setting_out: dict[int, list[SumMessage]] = {}
+        for message in self.messages:
+            self.setting_out.setdefault(message.place, []).append(message)
 
-    def actions(self, body: Sequence[Instruction]) -> tuple[Action, ...]:
+    def actions(self) -> tuple[Action, ...]:
         """Translate, and join what is computed without waiting and what travels together."""
+        body = self.program.bodies[self.part]
         groups = self._groups(body)
         if groups:
-            self.found.append(TakeGroup(-1, self._together(groups[0]), groups[0][0].step.axis))
+            self._take(-1, groups[0], groups[0][0].step.axis)
         last = {} if self.part.phase.is_repeated else {self._kind(i): i for i in body if _is_waited_for(i)}
-        for instruction in body:
+        for place, instruction in enumerate(body):
+            if isinstance(instruction, Await):
+                self._set_out(place)
+                self.found.append(self._wait(instruction.leaving))
+                continue
             if isinstance(instruction, Collective) and instruction.group >= 0:
-                if instruction is groups[instruction.group][0]:
-                    coming = groups.get(instruction.group + 1)
-                    seconds = self._together(coming) if coming else 0.0
-                    self._add(TakeGroup(instruction.group, seconds, instruction.step.axis))
+                self._take_group(instruction, groups)
             elif isinstance(instruction, Collective) and instruction.is_started:
-                self._fill(instruction)
+                self.started.append(instruction.write)
             elif last and _is_waited_for(instruction):
                 self._join(instruction, last)
             else:
-                if isinstance(instruction, Await):
-                    self._set_out()
                 self._add(self._action(instruction))
-                if isinstance(instruction, Keep) and instruction.write in self.late:
-                    self._fill(self.late[instruction.write])
-        self._set_out()
+            self._set_out(place)
         return tuple(self.found)
+
+    def _take_group(self, collective: Collective, groups: Mapping[int, Sequence[Collective]]) -> None:
+        if collective is not groups[collective.group][0]:
+            return
+        self._take(collective.group, groups.get(collective.group + 1, ()), collective.step.axis)
+
+    def _take(self, group: int, coming: Sequence[Collective], axis: str) -> None:
+        """Wait for a group of gathers, and set the next on its way."""
+        seconds = self._beside(str(coming[0].step), self._together(coming), axis) if coming else 0.0
+        self.found.append(TakeGroup(group, seconds, axis))
+
+    def _beside(self, name: str, seconds: float, axis: str) -> float:
+        """What of a communication goes on beside computing; where cores do both, they wait for it at once."""
+        if not self.prices.prices.cluster.transport.takes_cores:
+            return seconds
+        self.found.append(Meet(name, seconds, (), axis))
+        return 0.0
 
     def _add(self, action: Action | None) -> None:
         before = self.found[-1] if self.found else None
@@ -178,31 +203,32 @@ class _Body:
                 groups.setdefault(i.group, []).append(i)
         return groups
 
-    def _fill(self, collective: Collective) -> None:
-        """Put a sum into its bucket, which sets out when there is no room for the next."""
-        size = self.prices.num_bytes(self.program, collective)
-        bucket = self.filling.setdefault(self._kind(collective), [])
-        if bucket and not has_room(sum(self.prices.num_bytes(self.program, c) for c in bucket), size):
-            self._start(bucket)
-            bucket.clear()
-        bucket.append(collective)
+    def _set_out(self, place: int) -> None:
+        """Start the messages that set out with an instruction."""
+        for message in self.setting_out.get(place, ()):
+            first, more = message.sums[0], len(message.sums) - 1
+            name = f"{first.step} of {first.write}" + (f" and {more} more" if more else "")
+            seconds = self._beside(name, self._together(message.sums), first.step.axis)
+            self.found.append(Start(name, seconds, first.step.axis, message.is_accumulated))
+            if not message.is_accumulated:
+                self.departed.append(message)
 
-    def _set_out(self) -> None:
-        for bucket in filter(None, self.filling.values()):
-            self._start(bucket)
-        self.filling.clear()
-
-    def _start(self, bucket: Sequence[Collective]) -> None:
-        name = f"{bucket[0].step} of {bucket[0].write}" + (f" and {len(bucket) - 1} more" * (len(bucket) > 1))
-        self.found.append(Start(name, self._together(bucket), len(bucket), bucket[0].step.axis))
+    def _wait(self, leaving: int) -> Action:
+        """Wait for the messages in which all but the last few sums are that the body has started."""
+        if not self.part.phase.is_repeated:
+            return WaitAccumulated()
+        done = set(self.started[: max(0, len(self.started) - leaving)])
+        del self.started[: len(done)]
+        later = takewhile(lambda one: done.isdisjoint(i.write for i in one.sums), reversed(self.departed))
+        return Wait(len(list(later)))
 
     def _join(self, collective: Instruction, last: Mapping[Any, Instruction]) -> None:
         """Of the update's collectives, those of a kind travel together, where the last of them is."""
         assert isinstance(collective, Collective)
         kind = self._kind(collective)
-        self.filling.setdefault(kind, []).append(collective)
+        self.joining.setdefault(kind, []).append(collective)
         if last[kind] is collective:
-            joined = self.filling.pop(kind)
+            joined = self.joining.pop(kind)
             self.found.append(replace(self._meet(collective), seconds=self._together(joined)))
 
     def _kind(self, instruction: Instruction) -> Any:
@@ -216,7 +242,6 @@ class _Body:
             step.axis,
             step.before.reducer,
             value.dtype,
-            instruction.is_started,
         )
 
     def _together(self, collectives: Sequence[Collective]) -> float:
@@ -226,8 +251,6 @@ class _Body:
         match instruction:
             case Free():
                 return None
-            case Await(leaving=leaving):
-                return Wait(leaving)
             case Collective():
                 return self._meet(instruction)
             case Send(step=step, stage=stage):

@@ -17,9 +17,7 @@ from superscaler.codegen.program import (
     ToHost,
 )
 from superscaler.ir.optimizers import OPTIMIZERS
-from superscaler.ir.tensor import DTYPE_BYTES
 from superscaler.planner.prices import Prices
-from superscaler.planner.step_cost import elements_moved
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,6 @@ class InstructionPrices:
     def together(self, program: Program, collectives: Sequence[Collective]) -> float:
         """Of one message for several collectives of a kind over one mesh axis."""
         return self.prices.steps_together([(c.step, program.values[c.read].tensor) for c in collectives])
-
-    def num_bytes(self, program: Program, collective: Collective) -> int:
-        """What a collective moves of each device."""
-        return elements_moved(collective.step) * DTYPE_BYTES[program.values[collective.read].dtype]
 
 
 def _copy(prices: Prices, program: Program, name: str, *, is_added: bool = False) -> float:

@@ -14,7 +14,17 @@ from enum import StrEnum
 from superscaler.codegen.program import Part
 from superscaler.ir.graph import Phase
 from superscaler.planner.schedule import Task
-from superscaler.simulator.actions import Action, Give, Meet, Start, Take, TakeGroup, Wait, Work
+from superscaler.simulator.actions import (
+    Action,
+    Give,
+    Meet,
+    Start,
+    Take,
+    TakeGroup,
+    Wait,
+    WaitAccumulated,
+    Work,
+)
 
 
 class Stream(StrEnum):
@@ -62,7 +72,9 @@ class _Row:
     """The same, per mesh axis it is over."""
     sends_until: float = 0.0
     started: deque[float] = field(default_factory=deque)
-    """When collectives under way end, oldest first."""
+    """When messages under way end, oldest first."""
+    accumulated_until: float = 0.0
+    """When the sums of what micro-batches have added up end."""
     gathered: dict[int, float] = field(default_factory=dict)
     """When groups of gathers are there."""
     spans: list[Span] = field(default_factory=list)
@@ -127,11 +139,17 @@ class _Replay:
                         for other in others:
                             row.clock = max(row.clock, (yield from self._arrival(name, other, number)))
                         row.clock = self._communicate(number, task, name, seconds, axis)
-                    case Start(name, seconds, count, axis):
-                        row.started.extend([self._begin(number, task, name, seconds, axis)] * count)
+                    case Start(name, seconds, axis, is_accumulated):
+                        end = self._begin(number, task, name, seconds, axis)
+                        if is_accumulated:
+                            row.accumulated_until = end
+                        else:
+                            row.started.append(end)
                     case Wait(leaving):
                         while len(row.started) > leaving:
                             row.clock = max(row.clock, row.started.popleft())
+                    case WaitAccumulated():
+                        row.clock = max(row.clock, row.accumulated_until)
                     case TakeGroup(group, next_seconds, axis):
                         row.clock = max(row.clock, row.gathered.pop(group, 0.0))
                         row.gathered[group + 1] = self._begin(

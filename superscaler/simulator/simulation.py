@@ -1,6 +1,6 @@
 """Simulation: what a step of a plan takes on its cluster: time, waiting, arithmetic reached, memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,64 +18,60 @@ from superscaler.simulator.replay import RowActions, Span, Stream, replay, whole
 
 
 @dataclass(frozen=True, slots=True)
-class RowTime:
-    """Where the step's time goes on each device of a row, in seconds; the parts add up to the step."""
+class SimulatedRow:
+    """A row's part in a step: all its devices do this alike."""
 
     title: str
     devices: tuple[int, ...]
+    spans: tuple[Span, ...]
+    """What occupies its streams, in the order in which it begins."""
     computing: float
+    """Seconds; computing, exposed and waiting add up to the step."""
     exposed: float
-    """Communicating while it does not compute."""
+    """Seconds in which a device communicates while it does not compute."""
     waiting: float
-    """Neither: for other rows, or at the ends of the step."""
+    """Seconds of neither: for other rows, or at the ends of the step."""
+    memory: MemoryUse
+    memory_limit: int
+    """Of a device, in bytes."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether its devices have the memory they need."""
+        return self.memory.total <= self.memory_limit
 
 
 @dataclass(frozen=True)
 class Simulation:
     """One step of a plan, replayed."""
 
-    spans: tuple[tuple[Span, ...], ...]
-    """Per row what occupies its streams."""
-    titles: tuple[str, ...]
-    devices: tuple[tuple[int, ...], ...]
+    rows: tuple[SimulatedRow, ...]
     model_flops: float
     """Arithmetic of the model's products in a step, without what is computed again."""
     peak_flops: float
     """Per second, of all devices together."""
-    memory: tuple[MemoryUse, ...]
-    memory_limits: tuple[int, ...]
-    """Of a device, in bytes, per row."""
 
     @cached_property
     def step_seconds(self) -> float:
         """From the start of the step until the last device is done."""
-        return max((span.end for row in self.spans for span in row), default=0.0)
+        return _end(row.spans for row in self.rows)
 
     @property
     def mfu(self) -> float:
         """Model FLOPs utilisation: the part of the devices' peak that the model's arithmetic reaches (2204.02311)."""
         return self.model_flops / (self.step_seconds * self.peak_flops) if self.step_seconds else 0.0
 
-    @cached_property
-    def rows(self) -> tuple[RowTime, ...]:
-        """Where the time goes, per row."""
-        return tuple(map(self._row, self.titles, self.devices, self.spans))
-
     @property
     def bubble(self) -> float:
         """Which part of the step devices wait, on average over devices."""
         waiting = sum(row.waiting * len(row.devices) for row in self.rows)
-        return waiting / (self.step_seconds * sum(map(len, self.devices))) if self.step_seconds else 0.0
+        devices = sum(len(row.devices) for row in self.rows)
+        return waiting / (self.step_seconds * devices) if self.step_seconds else 0.0
 
     @property
     def fits(self) -> bool:
         """Whether every device has the memory its row needs."""
-        return all(use.total <= limit for use, limit in zip(self.memory, self.memory_limits, strict=True))
-
-    def _row(self, title: str, devices: tuple[int, ...], spans: Sequence[Span]) -> RowTime:
-        computing = _length([(s.start, s.end) for s in spans if s.stream is Stream.COMPUTE])
-        busy = _length([(s.start, s.end) for s in spans if s.stream is not Stream.LINK])
-        return RowTime(title, devices, computing, busy - computing, self.step_seconds - busy)
+        return all(row.fits for row in self.rows)
 
     def __str__(self) -> str:
         """A table: the step, then a line per row."""
@@ -87,9 +83,9 @@ class Simulation:
             + ("" if self.fits else ", DOES NOT FIT IN MEMORY")
         )
         cells = [["row", "devices", "computing", "exposed communication", "waiting", "peak memory", "of"]]
-        for row, use, limit in zip(self.rows, self.memory, self.memory_limits, strict=True):
+        for row in self.rows:
             shares = (f"{part / self.step_seconds:.1%}" for part in (row.computing, row.exposed, row.waiting))
-            memory = (f"{size / 2**30:.3g} GiB" for size in (use.total, limit))
+            memory = (f"{size / 2**30:.3g} GiB" for size in (row.memory.total, row.memory_limit))
             cells.append([row.title, format_devices(row.devices), *shares, *memory])
         widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
         for line in cells:
@@ -113,19 +109,33 @@ def simulate(plan: Plan, programs: Sequence[Program], prices: Prices | None = No
         RowActions(whole_step(program.tasks), actions.bodies, actions.last)
         for program, actions in zip(programs, found, strict=True)
     ]
-    devices = tuple(program.devices for program in programs)
-    used = [device for row in devices for device in row]
+    spans = replay(given)
+    end = _end(spans)
+    simulated = tuple(_row(plan, program, own, end) for program, own in zip(programs, spans, strict=True))
     work = model_work(plan.placed)
     dtype = max(work, key=work.__getitem__, default="float32")
-    return Simulation(
-        replay(given),
-        tuple(program.title for program in programs),
-        devices,
-        sum(work.values()),
-        sum(plan.cluster.flops(dtype, [device]) for device in used),
-        tuple(map(peak_memory, programs)),
-        tuple(plan.cluster.memory_of(row) for row in devices),
+    peak = sum(plan.cluster.flops(dtype, [device]) for row in simulated for device in row.devices)
+    return Simulation(simulated, sum(work.values()), peak)
+
+
+def _row(plan: Plan, program: Program, spans: tuple[Span, ...], step_seconds: float) -> SimulatedRow:
+    computing = _length([(s.start, s.end) for s in spans if s.stream is Stream.COMPUTE])
+    busy = _length([(s.start, s.end) for s in spans if s.stream is not Stream.LINK])
+    return SimulatedRow(
+        program.title,
+        program.devices,
+        spans,
+        computing,
+        busy - computing,
+        step_seconds - busy,
+        peak_memory(program),
+        plan.cluster.memory_of(program.devices),
     )
+
+
+def _end(spans: Iterable[Sequence[Span]]) -> float:
+    """When the last of all rows' spans ends."""
+    return max((span.end for row in spans for span in row), default=0.0)
 
 
 def model_work(placed: PlacedGraph) -> dict[str, float]:

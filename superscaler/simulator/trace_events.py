@@ -16,14 +16,14 @@ _THREADS = {stream: number for number, stream in enumerate(Stream)}
 def trace_events(simulation: Simulation) -> dict[str, Any]:
     """The JSON document: a process per row, a thread per stream, an event per span."""
     events: list[dict[str, Any]] = []
-    for number, (title, devices) in enumerate(zip(simulation.titles, simulation.devices, strict=True)):
-        name = f"{title}: devices {format_devices(devices)}"
+    for number, row in enumerate(simulation.rows):
+        name = f"{row.title}: devices {format_devices(row.devices)}"
         events.append({"ph": "M", "name": "process_name", "pid": number, "args": {"name": name}})
         events += [
             {"ph": "M", "name": "thread_name", "pid": number, "tid": thread, "args": {"name": str(stream)}}
             for stream, thread in _THREADS.items()
         ]
-    events += [_event(span) for row in simulation.spans for span in row]
+    events += [_event(span) for row in simulation.rows for span in row.spans]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 

@@ -40,6 +40,14 @@ def _attention_mask_gradient(operator: Operator, reads: Sequence[Shape], writes:
     return f"{out.partition(',')[0]}, {q}, {k}, {v}, {out}, {mask} -> {mask}"
 
 
+def _paged_attention(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
+    """Heads are all that may be cut: the new tokens are those of all sequences, whose keys lie anywhere in the caches."""
+    heads = "heads" if reads[0][1] == reads[1][1] else "(heads group)"
+    new = f"1 {heads} token! e!, 1 heads token! e!, 1 heads token! f!"
+    step = "token!, start!, sequence!, sequence! page!, token!, token! new!"
+    return f"{new}, slot! heads e!, slot! heads f!, {step} -> 1 {heads} token! f!"
+
+
 def _linear(operator: Operator, reads: Sequence[Shape], writes: Sequence[Shape]) -> str:
     return f"*b k, n k{', +n' if len(reads) > 2 else ''} -> *b n"
 
@@ -52,6 +60,7 @@ WHOLE_OPERATORS = {
     "attention": Kind(_attention, "ops.attention", ("", "lse"), flops_per_point=2, starts={"query_start": "query"}),
     "attention_backward": Kind(_attention_backward, "ops.attention_backward", ("dq", "dk", "dv"), flops_per_point=2, starts={"query_start": "query"}),
     "attention_mask_gradient": Kind(_attention_mask_gradient, "ops.attention_mask_gradient", flops_per_point=2, starts={"query_start": "query"}),
+    "paged_attention": Kind(_paged_attention, "ops.paged_attention", flops_per_point=2, writes_into=(3, 4)),
     "cross_entropy": Kind("n vocab@, n -> n:logsumexp, n", "ops.cross_entropy", ("lse", "picked"), starts={"vocab_start": "vocab"}),
     "cross_entropy_backward": Kind("n, n, n vocab@, n, n -> n vocab", "ops.cross_entropy_backward", starts={"vocab_start": "vocab"}),
     "embedding": Kind("vocab@ d, *b -> *b d", "ops.embedding", starts={"vocab_start": "vocab"}),

@@ -16,6 +16,7 @@ from superscaler.planner.recipes.offloading import (
 from superscaler.planner.recipes.pipelines import pipeline, place_stages, scheduled_pipeline
 from superscaler.planner.recipes.plan_string import (
     PlanOptions,
+    apply_recipes,
     explain_words,
     parse_plan,
     recipe,
@@ -32,8 +33,8 @@ from superscaler.planner.recipes.tensor_parallelism import (
 )
 
 __all__ = [
-    "RECIPES", "PlanOptions", "Recipe", "co_shard_layers", "context_parallel", "data_parallel", "expert_parallel",
-    "explain_words", "gradient_sharding", "offload_activations", "offload_optimizer",
+    "RECIPES", "PlanOptions", "Recipe", "apply_recipes", "co_shard_layers", "context_parallel", "data_parallel",
+    "expert_parallel", "explain_words", "gradient_sharding", "offload_activations", "offload_optimizer",
     "offload_optimizer_and_activations", "optimizer_sharding", "parameter_sharding",
     "parse_plan", "pipeline", "place_stages", "recipe", "recompute_attention", "recompute_layers",
     "recompute_stages", "said_words", "scheduled_pipeline", "sequence_parallel", "tensor_parallel",

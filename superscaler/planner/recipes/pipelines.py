@@ -7,13 +7,13 @@ row, there and back, from both ends, or on all rows at once.
 from collections.abc import Callable, Sequence
 
 from superscaler.errors import PlanError
-from superscaler.ir.graph import Operator, Phase
 from superscaler.ir.mesh import LANE, Mesh
 from superscaler.planner.layers import layers as find_layers
 from superscaler.planner.passes import find_passes
 from superscaler.planner.pipeline import Lanes, ScheduleMaker
 from superscaler.planner.planner import Planner
 from superscaler.planner.recipes.data_parallelism import data_parallel
+from superscaler.planner.recipes.vocabulary import cut_vocabulary, vocabulary_stages
 from superscaler.planner.schedules import NAMED, interleaved, three_f_one_b
 from superscaler.planner.selection import Selection
 
@@ -21,6 +21,8 @@ ROWS = "pp"
 """The mesh axis that runs over the rows, in stages that are on all of them."""
 Devices = Sequence[Sequence[int]]
 """The devices of each row."""
+PlacedSchedule = Callable[[Planner, Devices, int, Sequence[int], dict[str, int]], ScheduleMaker]
+"""From the rows, a number of micro-batches, the layers of each stage and the axes of a row."""
 
 
 def pipeline(p: Planner, stages: int, layers: Sequence[int] = (), **axes: int) -> None:
@@ -113,61 +115,20 @@ def _above_one(axes: dict[str, int]) -> dict[str, int]:
     return {name: size for name, size in axes.items() if size > 1}
 
 
-def _interlaced(
-    p: Planner, groups: Devices, micro_batches: int, layers: Sequence[int], axes: dict[str, int]
-) -> ScheduleMaker:
+def _interlaced_by(schedule: str) -> PlacedSchedule:
     """The vocabulary cut over all rows, the layers a pipeline (SuperScaler's interlaced pipeline, for mBART)."""
-    rows = len(groups)
-    vocabulary = p.axis("vocab")
-    indices = {axis.index for axis in vocabulary}
-    wide = {
-        operator.name
-        for operator in p.graph.operators
-        if any(axis.index in indices for parts in p.axes.letters[operator.name].values() for axis in parts)
-    }
-    stages = p.split_layers(rows, layers)
-    after = _reached(p, [operator for stage in stages for operator in stage])
-    before, behind = _by_origin(p, wide, after)
-    place_stages(
-        p,
-        [_chosen(p, before, "the embedding"), *stages, _chosen(p, behind, "the head")],
-        groups,
-        NAMED["interlaced"].pipeline(rows).lanes,
-        **axes,
-    )
-    for axis in vocabulary:
-        p.trans(axis, ROWS)
-    return NAMED["interlaced"].make(micro_batches)
 
+    def place(
+        p: Planner, groups: Devices, micro_batches: int, layers: Sequence[int], axes: dict[str, int]
+    ) -> ScheduleMaker:
+        stages = p.split_layers(len(groups), layers)
+        before, behind = vocabulary_stages(p, [operator for stage in stages for operator in stage])
+        lanes = NAMED[schedule].pipeline(len(groups)).lanes
+        place_stages(p, [before, *stages, behind], groups, lanes, **axes)
+        cut_vocabulary(p, ROWS)
+        return NAMED[schedule].make(micro_batches)
 
-def _reached(p: Planner, layers: Sequence[Operator]) -> set[str]:
-    """Forward operators that depend on a layer."""
-    found = {operator.name for operator in layers if operator.phase is Phase.FORWARD}
-    for operator in p.graph.operators:
-        writers = (p.graph.writer.get(name) for name in operator.reads)
-        if operator.phase is Phase.FORWARD and any(writer and writer.name in found for writer in writers):
-            found.add(operator.name)
-    return found
-
-
-def _by_origin(p: Planner, wide: set[str], after: set[str]) -> tuple[list[Operator], list[Operator]]:
-    """The wide operators before and behind the layers; a backward operator goes where its forward is."""
-    behind_origins = {o.origin for o in p.graph.operators if o.name in after and o.name in wide}
-    sides: tuple[list[Operator], list[Operator]] = ([], [])
-    for operator in p.graph.operators:
-        if operator.name in wide and operator.phase in (Phase.FORWARD, Phase.BACKWARD):
-            sides[operator.origin in behind_origins].append(operator)
-    return sides
-
-
-def _chosen(p: Planner, operators: Sequence[Operator], what: str) -> Selection:
-    if not operators:
-        raise PlanError(
-            f"the model {p.graph.name!r} has no operators of {what} with an axis 'vocab'",
-            where=p.speaker,
-            remedy="use another schedule, or place its large tables over all rows in a plan script",
-        )
-    return Selection(p.graph, p.axes, tuple(operators), what)
+    return place
 
 
 def _passes(
@@ -192,10 +153,9 @@ def _passes(
     return three_f_one_b(micro_batches, count)
 
 
-PLACED_OTHERWISE: dict[
-    str, Callable[[Planner, Devices, int, Sequence[int], dict[str, int]], ScheduleMaker]
-] = {
-    "interlaced": _interlaced,
+PLACED_OTHERWISE: dict[str, PlacedSchedule] = {
+    "interlaced": _interlaced_by("interlaced"),
+    "interlaced-ahead": _interlaced_by("interlaced-ahead"),
     "3f1b": _passes,
 }
 """Schedules whose stages are not runs of layers one after another: what places them, and makes their schedule."""

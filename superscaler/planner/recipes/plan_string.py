@@ -117,11 +117,22 @@ def recipe(text: str) -> PlanScript:
             p, options.schedule_name, options.pp, options.micro_batches, options.virtual, options.layers,
             **options.axes,
         )  # fmt: skip
-        for row in RECIPES:
-            word = row.word_said(options)
-            if word and row.apply:
-                p.said_by = f"{word} in the plan {text!r}"
-                row.apply(p, options)
-        p.said_by = ""
+        apply_recipes(p, options, f" in the plan {text!r}")
 
     return script
+
+
+def apply_recipes(p: Planner, options: PlanOptions, said_in: str = "") -> None:
+    """What a plan string says of the stages that are placed.
+
+    Args:
+        p: The planner, after all stages are placed.
+        options: What the string says.
+        said_in: What to add to a word in errors.
+    """
+    for row in RECIPES:
+        word = row.word_said(options)
+        if word and row.apply:
+            p.said_by = f"{word}{said_in}"
+            row.apply(p, options)
+    p.said_by = ""

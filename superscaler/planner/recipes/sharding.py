@@ -7,8 +7,9 @@ from superscaler.errors import PlanError
 from superscaler.ir.axes import Axis
 from superscaler.ir.graph import Operator, Phase
 from superscaler.ir.mesh import Mesh
+from superscaler.planner.cut import Cut
 from superscaler.planner.placement import letters_of
-from superscaler.planner.planner import Cut, Planner
+from superscaler.planner.planner import Planner
 from superscaler.planner.selection import Selection
 
 

@@ -50,7 +50,7 @@ class PlanOptions:
     @property
     def schedule_name(self) -> str:
         """The schedule, named or not."""
-        return self.schedule or ("1f1b" if self.pp > 1 else "gpipe")
+        return self.schedule or "1f1b"
 
     @property
     def axes(self) -> dict[str, int]:

@@ -30,12 +30,14 @@ def tensor_parallel(p: Planner, over: str = "tp") -> None:
 
 def tensor_parallel_axes(p: Planner, over: str = "tp") -> list[Axis]:
     """Axes of matrix products' weights, and rows of tables, that all operators they run through can cut, one each."""
-    return weight_axes(p.graph, p.axes, _rows_looked_up(p, over))
-
-
-def _rows_looked_up(p: Planner, over: str) -> Iterator[Axis]:
-    """Rows of the tables that inputs look up; few are not worth a cut, nor are tables of positions."""
     count = max((mesh.size(over) for mesh in p.places.values() if over in mesh.names), default=1)
+    # what inputs bring few of, as an image has three colours, is not the model's to cut
+    few = {axis for name in p.graph.inputs for axis in p.axes.fine(name) if axis.size < count}
+    return [axis for axis in weight_axes(p.graph, p.axes, _rows_looked_up(p, count)) if axis not in few]
+
+
+def _rows_looked_up(p: Planner, count: int) -> Iterator[Axis]:
+    """Rows of the tables that inputs look up; few are not worth a cut, nor are tables of positions."""
     given = set(p.graph.inputs)
     for operator in p.graph.operators:
         if not given.isdisjoint(operator.reads):

@@ -1,4 +1,4 @@
-"""Stage: one program made ready for printing: names, who reads what, and under which keys values are kept."""
+"""A program made ready for printing: names, who reads what, and under which keys values are kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from superscaler.codegen.sizes import Cut, name_cuts
 from superscaler.ir.graph import AGAIN, Graph, Operator, Phase
 from superscaler.ir.import_fx import plain_name
 from superscaler.ir.mesh import Mesh
-from superscaler.ir.tensor import DTYPE_BYTES, Role
+from superscaler.ir.tensor import Role
 from superscaler.planner.plan import Plan
 
 _FORGOTTEN_FROM = 8
@@ -30,7 +30,7 @@ _FORGOTTEN_FROM = 8
 
 
 @dataclass(frozen=True)
-class Stage:
+class PrintedProgram:
     """A program and what its source is written from."""
 
     plan: Plan
@@ -216,12 +216,7 @@ class Stage:
 
     def num_bytes(self, name: str) -> int:
         """Largest size of a value on a device, in the example."""
-        value, count = self.value(name), 1
-        for extent in value.shape:
-            count *= int(extent.constant)
-            for _, pieces in extent.tables:
-                count *= max(pieces)
-        return count * DTYPE_BYTES[value.dtype]
+        return self.value(name).num_bytes
 
     def is_under_way(self, name: str, but: Instruction | None = None) -> bool:
         """Whether a value is sent, stowed or summed while the program goes on, and so must not be overwritten."""
