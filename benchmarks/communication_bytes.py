@@ -62,8 +62,6 @@ class Sizes:
     """Parameters whose values the backward needs: those of products and normalisations."""
     beside_products: int
     """Parameters that tensor parallelism leaves whole and sequence parallelism uses in pieces of the sequence."""
-    positions: int = 0
-    """Parameters of a table of positions: its gradient is made once per step, of the sum over all samples."""
     experts: int = 0
     """Parameters of all experts."""
     places: int = 0
@@ -84,9 +82,7 @@ def sizes_of(name: str, row: Mapping[str, Any]) -> Sizes:
     if name == "gpt":
         norms, biases, positions = (2 * layers + 1) * 2 * width, layers * 8 * width, seq * width
         read = table + layers * 12 * width**2 + norms
-        return Sizes(
-            layers, width, seq, vocab, width, read + biases + positions, read, norms + positions, positions
-        )
+        return Sizes(layers, width, seq, vocab, width, read + biases + positions, read, norms + positions)
     kv_width = width // row["heads"] * row["kv_heads"]
     norms = (2 * layers + 1) * width
     attention = 2 * width**2 + 2 * width * kv_width
@@ -97,7 +93,7 @@ def sizes_of(name: str, row: Mapping[str, Any]) -> Sizes:
     experts = layers * 3 * count * width * row["inner"]
     read = table + layers * (attention + count * width) + norms + experts
     room = -(-int(seq * row["room"] * row["choices"]) // count)
-    return Sizes(layers, width, seq, vocab, kv_width, read + table, read, norms, 0, experts, count * room, 2)
+    return Sizes(layers, width, seq, vocab, kv_width, read + table, read, norms, experts, count * room, 2)
 
 
 Bytes = dict[str, Fraction]
@@ -167,8 +163,7 @@ def pipeline(m: Sizes, n: int) -> Bytes:
 
 
 def _scattered(m: Sizes, n: int) -> Fraction:
-    repeated = MICRO_BATCHES * (m.parameters - m.positions)
-    return _ring(n, ELEMENT * (repeated + m.positions))
+    return _ring(n, ELEMENT * MICRO_BATCHES * m.parameters)
 
 
 def _scalars(m: Sizes, n: int) -> Fraction:

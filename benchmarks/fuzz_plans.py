@@ -31,7 +31,7 @@ from superscaler.codegen.pieces import relative_difference
 from superscaler.compiler import CompiledPlan
 from superscaler.errors import PlanError, SuperscalerError, VerificationError
 from superscaler.planner.cluster import Cluster
-from superscaler.runtime.local import load
+from superscaler.runtime.loaded import load
 
 TOLERANCE = 1e-9
 """Largest relative difference: sums of a few hundred numbers in float64, in another order, through two steps."""
@@ -180,7 +180,7 @@ def _source_difference(plan: RandomPlan, compiled: CompiledPlan) -> float:
     call = inspect.signature(given.model.forward).bind(**given.inputs)
     difference = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        program = load(compiled.save(Path(folder) / "build"))
+        program = load(compiled.save(Path(folder) / "build"), "cpu")
         for step in range(1, STEPS + 1):
             loss = program(given.inputs)
             truth = eager.step(call, given.inputs, step)

@@ -5,7 +5,6 @@ Goal: the median of the paired ratios generated / eager is at most 1.05. Eager i
 """
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -13,16 +12,16 @@ from typing import Any
 
 import torch
 
+from benchmarks.eager import eager_step
+from benchmarks.in_turn import time_in_turn
 from benchmarks.report import finish, parse_arguments
 from models import gpt
 from superscaler import compiler
 from superscaler.ir.optimizers import AdamW
 from superscaler.planner.cluster import Cluster
-from superscaler.runtime.local import load
+from superscaler.runtime.loaded import load
 
 GOAL = 1.05
-WARM_UP = 3
-"""Steps after which memory has grown to what a step needs."""
 
 
 def main() -> None:
@@ -44,7 +43,7 @@ def main() -> None:
             "eager": _eager(inputs, device, optimizer, fused=False),
             "eager fused": _eager(inputs, device, optimizer, fused=True),
         }
-        seconds, losses = _time_in_turn(contenders, steps, device)
+        seconds, losses = time_in_turn(contenders, steps, device)
     rows = [
         {
             "step": name,
@@ -77,38 +76,7 @@ def _inputs(example: Any, device: str) -> dict[str, torch.Tensor]:
 def _eager(inputs: dict[str, torch.Tensor], device: str, options: AdamW, *, fused: bool) -> Callable[[], Any]:
     torch.manual_seed(0)
     model = gpt.build("bench").to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), options.lr, (options.beta1, options.beta2), options.eps, options.weight_decay,
-        fused=True if fused else None,
-    )  # fmt: skip
-
-    def step() -> torch.Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        loss = model(**inputs)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
-
-
-def _time_in_turn(
-    contenders: dict[str, Callable[[], Any]], steps: int, device: str
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    losses = {name: float(step()) for name, step in contenders.items()}
-    for _ in range(WARM_UP):
-        for step in contenders.values():
-            step()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(steps):
-        names = list(contenders)
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            start = time.perf_counter()
-            contenders[name]()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds, losses
+    return eager_step(model, inputs, options, fused=fused)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from benchmarks.peers import PEERS, Step
 from models import llama
 from superscaler.ir.optimizers import AdamW
 from superscaler.runtime.build import read_build
+from superscaler.runtime.compiled import compile_program
 from superscaler.runtime.data import Batches
 from superscaler.runtime.host_memory import keep_freed_memory
 from superscaler.runtime.session import load_module, make_runtime
@@ -33,32 +34,50 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     dist.init_process_group("gloo", timeout=timedelta(seconds=300))
-    measured = {name: _measure(folder, name, settings) for name in settings["rows"]}
+    measured = [_measure(folder, name, is_compiled, settings) for name, is_compiled in settings["rows"]]
     if dist.get_rank() == 0:
         (folder / "measured.json").write_text(json.dumps(measured))
     dist.destroy_process_group()
 
 
-def _measure(folder: Path, name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Losses and seconds per step of both contenders."""
-    optimizer = AdamW(**settings["optimizer"])
-    model = llama.build("bench", **settings["overrides"])
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
-    batch = load_file(folder / "data.safetensors")
-    contenders = {"ours": _ours(folder, name), "peer": PEERS[name].make(model, batch, optimizer)}
-    losses = {who: [_mean_loss(step()) for _ in range(WARM_UP)] for who, step in contenders.items()}
+def _measure(folder: Path, name: str, is_compiled: bool, settings: dict[str, Any]) -> dict[str, Any]:
+    """Losses and seconds per step of both contenders, and why the peer is not compiled where it cannot be."""
+    torch.compiler.reset()
+    ours = _ours(folder, name, is_compiled)
+    losses, why_not = {"ours": [_mean_loss(ours()) for _ in range(WARM_UP)]}, ""
+    try:
+        peer = _peer(folder, name, is_compiled, settings)
+        losses["peer"] = [_mean_loss(peer()) for _ in range(WARM_UP)]
+    except Exception as error:  # whatever torch says of its own parallelism, on all ranks alike
+        if not is_compiled:
+            raise
+        why_not = f"{type(error).__name__}: {error}"
+        peer = _peer(folder, name, False, settings)
+        losses["peer"] = [_mean_loss(peer()) for _ in range(WARM_UP)]
+    contenders = {"ours": ours, "peer": peer}
     seconds: dict[str, list[float]] = {who: [] for who in contenders}
     for number in range(settings["blocks"]):
         for who in list(contenders) if number % 2 else reversed(contenders):
             seconds[who].append(_time(contenders[who], settings["steps"]))
-    return {"losses": losses, "seconds": seconds}
+    return {"losses": losses, "seconds": seconds, "why_not": why_not}
 
 
-def _ours(folder: Path, name: str) -> Step:
+def _peer(folder: Path, name: str, is_compiled: bool, settings: dict[str, Any]) -> Step:
+    model = llama.build("bench", **settings["overrides"])
+    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    if is_compiled:  # each traces its functions when they are first called, as the plan has changed them
+        for block in model.layers:
+            block.compile()
+    return PEERS[name].make(model, load_file(folder / "data.safetensors"), AdamW(**settings["optimizer"]))
+
+
+def _ours(folder: Path, name: str, is_compiled: bool) -> Step:
     build, rank = read_build(folder / name), dist.get_rank()
     device = torch.device("cpu")
     runtime = make_runtime(build, rank, device)
     module = load_module(build.folder, build.program_of(rank))
+    if is_compiled:
+        compile_program(module, runtime)
     start = load_weights(folder / "weights.safetensors", build, rank, device)
     batches = Batches(folder / "data.safetensors", build, rank, device).micro_batches(0)
     count = 0

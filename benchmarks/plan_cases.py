@@ -140,6 +140,9 @@ CASES = (
          "The vocabulary is cut over all devices; its tasks run between those of a pipeline of the layers."),
     Case("interlaced", "mbart", "pp=2,schedule=interlaced,micro_batches=2",
          "SuperScaler's plan for mBART, whose embedding is too large for a stage and is read at both ends."),
+    Case("interlaced, a step apart", "mbart", "pp=2,schedule=interlaced-ahead,micro_batches=4",
+         "A micro-batch rests for a step between stages, so that all rows meet once per micro-batch and none waits; "
+         "twice as many are in flight."),
     Case("3F1B", "alphafold2", "pp=2,schedule=3f1b,micro_batches=2",
          "Three passes over the same stages, of which the last has a backward: three forwards for each backward. The "
          "model computes some values in single precision whatever its parameters are in."),

@@ -223,7 +223,7 @@ def _measured(rows: Sequence[Row]) -> list[str]:
     ]  # fmt: skip
     return [
         "The script of a plan string is all functions of the recipes its words stand for, with the functions of the "
-        "library of plans that these call (`planner/recipes/`, `planner/schedules.py`), each counted once; of a "
+        "library of plans that these call (`planner/recipes/`, `planner/schedules/`), each counted once; of a "
         "script of one's own its own lines are counted. Lines are those with code: no blank ones, comments or "
         "docstrings. Programs are the generated files but for the entry. Memory, of the fullest device, and bytes, of "
         "the device that sends most, are what the plan predicts, of tiny models in float64.",

@@ -397,7 +397,7 @@ class _Author:
             "chain": ("one_f_one_b", "one_f_one_b", "gpipe", "zb_h1", "zb_h2", "grid", "grid", "solved"),
             "round": ("interleaved", "interleaved", "gpipe", "three_f_one_b", "solved"),
             "back": ("zb_v", "zb_v", "gpipe", "solved"),
-            "wide": ("interlaced", "interlaced", "gpipe", "solved"),
+            "wide": ("interlaced", "interlaced_ahead", "gpipe", "solved"),
             "both ways": ("bidirectional", "gpipe", "solved"),
             "any": ("gpipe", "gpipe", "one_f_one_b", "solved"),
         }

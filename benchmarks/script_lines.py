@@ -9,7 +9,7 @@ from io import StringIO
 from textwrap import dedent
 from typing import Any
 
-from superscaler.planner.schedules import Named
+from superscaler.planner.schedules.maker import Named
 
 LIBRARY = ("superscaler.planner.recipes", "superscaler.planner.schedules")
 NOT_COUNTED = {Named}

@@ -75,7 +75,7 @@ class Measured:
     def predict(self, factors: Factors) -> float:
         """The row's metric."""
         simulation = self.simulate(factors)
-        peak = RESERVED * max(use.total for use in simulation.memory)
+        peak = RESERVED * max(row.memory.total for row in simulation.rows)
         return self.row.value_of(simulation.step_seconds, peak)
 
 

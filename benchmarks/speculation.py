@@ -1,0 +1,308 @@
+"""Speculative serving beside plain serving: the same answers, tokens per step by the width of trees, and latency.
+
+A target and two small drafts are trained here on real text of five families (`benchmarks.text_families`), by the
+project's own training programs; the second draft learns what the target itself writes. Then:
+
+* *identity*: greedy answers to held-out prompts, without speculation, and with trees of all speculators merged;
+* *tokens per step*: of trees <1,1,k,1,...> with 8 levels, by family: greedy, drawn with multi-step speculative sampling
+  (tokens drawn by the draft are judged by what it drew from), and drawn naively (a token is accepted if the target
+  happens to draw it);
+* *latency*: seconds per token at batches of 1 to 16, without speculation and with trees as it pays, in turns.
+
+Goals: all answers the same; 1.5 times as fast at batch 1; nowhere below 0.98 times.
+"""
+
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.report import RESULTS, finish, parse_arguments, print_table
+from benchmarks.text_families import families, split
+from benchmarks.trained import Recipe, trained
+from superscaler.planner.cluster import Cluster
+from superscaler.runtime.loaded import load_alone
+from superscaler.runtime.serving.engine import Engine
+from superscaler.runtime.serving.offline import generate, load_engine
+from superscaler.runtime.serving.request import Request
+from superscaler.runtime.serving.sampling_params import SamplingParams
+from superscaler.runtime.serving.settings import Settings, make_engine
+from superscaler.runtime.serving.speculation import Proposal, Speculator, Wish
+from superscaler.runtime.serving.speculators import NGRAM, make_speculator
+from superscaler.runtime.serving.token_tree import expansion
+from superscaler.runtime.serving.tree_drafting import FixedShape, TreeDrafting
+from superscaler.runtime.serving.worker import Worker
+from superscaler.serve.compile import compile_serving
+from superscaler.serve.paged import CacheSize
+
+CACHE = CacheSize(pages=512)
+PROMPT = 64
+"""Tokens."""
+BATCHES = (1, 2, 4, 8, 16)
+WIDTHS = (1, 2, 3, 4, 5)
+LEVELS = 8
+FASTER, NEVER_SLOWER = 1.5, 0.98
+CLOCK = time.thread_time
+"""Seconds that the one thread computes: what else runs on the machine is not counted."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a run is."""
+
+    text: int
+    """Bytes of each family."""
+    target: Recipe
+    draft: Recipe
+    distilled: Recipe
+    continuations: int
+    """That the target writes for the distilled draft."""
+    answers: int
+    """That are compared."""
+    new: int
+    """Tokens of each answer."""
+    tree_prompts: int
+    """Of each family, for tokens per step."""
+    latency_new: int
+    """Tokens of an answer whose latency is measured, in the middle."""
+    rounds: int
+    """Of latency, after as many again to warm up."""
+
+
+FULL = Scale(
+    text=200_000,
+    target=Recipe(layers=8, width=384, heads=6, steps=500),
+    draft=Recipe(layers=1, width=96, heads=4, steps=600, rate=3e-3),
+    distilled=Recipe(layers=1, width=128, heads=4, steps=800, rate=3e-3),
+    continuations=320, answers=500, new=32, tree_prompts=4, latency_new=128, rounds=3,
+)  # fmt: skip
+QUICK = Scale(
+    text=40_000,
+    target=Recipe(layers=4, width=192, heads=4, steps=60, batch=8, rate=2e-3),
+    draft=Recipe(layers=1, width=64, heads=2, steps=100, batch=8, rate=4e-3),
+    distilled=Recipe(layers=1, width=64, heads=2, steps=100, batch=8, rate=4e-3),
+    continuations=50, answers=20, new=24, tree_prompts=1, latency_new=24, rounds=2,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The models, each a build and its weights, and what they have not seen."""
+
+    target: tuple[Path, Path]
+    drafts: tuple[str, ...]
+    """As an option wants them; the distilled one is the last."""
+    held_out: Mapping[str, list[bytes]]
+    """By family."""
+
+    def prompts(self, family: str, count: int) -> list[list[int]]:
+        """Of a family, from places nobody has seen."""
+        chance = random.Random(family)
+        return [_prompt(chance, chance.choice(self.held_out[family])) for _ in range(count)]
+
+    def mixed(self, count: int) -> list[list[int]]:
+        """Of all families in turn."""
+        each = [self.prompts(family, -(-count // len(self.held_out))) for family in self.held_out]
+        return [prompt for together in zip(*each, strict=True) for prompt in together][:count]
+
+    def engine(self, **settings: Any) -> Engine:
+        """One that serves the target."""
+        folder, weights = self.target
+        worker = Worker(load_alone(folder, "cpu", weights))
+        return make_engine(worker, Settings(**settings), clock=CLOCK)
+
+
+def main() -> None:
+    """Train, or find what was trained, and measure."""
+    options = parse_arguments(__doc__ or "")
+    scale = QUICK if options.quick else FULL
+    with tempfile.TemporaryDirectory() as home:
+        models = _train(scale, Path(home))
+        torch.set_num_threads(1)
+        answers, same = _identity(models, scale)
+        trees = _tokens_per_step(models, scale)
+        rows = _latency(models, scale)
+    print_table(trees)
+    kept = RESULTS / f"speculation_trees{'-quick' if options.quick else ''}.json"
+    kept.write_text(json.dumps(trees, indent=1) + "\n")
+    ratios = {row["batch"]: row["times as fast"] for row in rows}
+    ok = same == answers and ratios[1] >= FASTER and min(ratios.values()) >= NEVER_SLOWER
+    finish(
+        "speculation", ok, rows, options.quick, answers=answers, same=same, faster_at_1=ratios[1],
+        least=min(ratios.values()),
+    )  # fmt: skip
+
+
+# -- training
+
+
+def _train(scale: Scale, home: Path) -> Trained:
+    pieces = {name: split(text) for name, text in families(scale.text).items()}
+    seen = [piece for seen, _ in pieces.values() for piece in seen]
+    random.Random(0).shuffle(seen)
+    text = b"".join(seen)
+    target = (_build(scale.target, home / "target"), trained(scale.target, text))
+    written = _written(scale, target, seen)
+    drafts = []
+    for name, recipe, lesson in (("draft", scale.draft, text), ("distilled", scale.distilled, written)):
+        drafts.append(f"{_build(recipe, home / name)}:{trained(recipe, lesson)}")
+    return Trained(target, tuple(drafts), {name: held_out for name, (_, held_out) in pieces.items()})
+
+
+def _build(recipe: Recipe, folder: Path) -> Path:
+    return compile_serving(recipe.model(), Cluster.local(1), cache=CACHE, longest=512).save(folder)
+
+
+def _written(scale: Scale, target: tuple[Path, Path], seen: Sequence[bytes]) -> bytes:
+    """What the target writes after beginnings it has seen, half of it as it likes best, half drawn."""
+    kept = target[1].with_suffix(f".{scale.continuations}.written")
+    if not kept.is_file():
+        chance = random.Random(1)
+        prompts = [_prompt(chance, chance.choice(seen)) for _ in range(scale.continuations)]
+        engine = load_engine(target[0], Settings(step_sequences=32), weights=target[1])
+        half, lesson = len(prompts) // 2, bytearray()
+        for temperature, some in ((0.0, prompts[:half]), (1.0, prompts[half:])):
+            params = SamplingParams(temperature=temperature, max_tokens=128, seed=1)
+            for prompt, (one,) in zip(some, generate(engine, some, params), strict=True):
+                lesson += bytes([*prompt, *one.tokens])
+        kept.write_bytes(lesson)
+    return kept.read_bytes()
+
+
+def _prompt(chance: random.Random, piece: bytes) -> list[int]:
+    start = chance.randrange(len(piece) - PROMPT)
+    return list(piece[start : start + PROMPT])
+
+
+# -- measuring
+
+
+def _identity(models: Trained, scale: Scale) -> tuple[int, int]:
+    """How many answers, and how many of them are the same with and without speculation."""
+    prompts = models.mixed(scale.answers)
+    params = SamplingParams(temperature=0.0, max_tokens=scale.new)
+    found = [
+        [one.tokens for (one,) in generate(models.engine(step_sequences=16, **more), prompts, params)]
+        for more in ({}, {"speculate": (NGRAM, *models.drafts), "tree": "1,1,3,1"})
+    ]
+    return len(prompts), sum(plain == speculative for plain, speculative in zip(*found, strict=True))
+
+
+def _tokens_per_step(models: Trained, scale: Scale) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for how, temperature, is_naive in (("greedy", 0.0, False), ("drawn", 1.0, False), ("naive", 1.0, True)):
+        params = SamplingParams(temperature=temperature, max_tokens=scale.new, seed=3, ignore_eos=True)
+        for width in WIDTHS:
+            row: dict[str, Any] = {"sampling": how, "width": width}
+            for family in models.held_out:
+                engine = _engine(models, expansion(1, 1, width, *[1] * (LEVELS - 3)), is_naive)
+                generate(engine, models.prompts(family, scale.tree_prompts), params)
+                load = engine.load
+                row[family] = 1 + load.accepted_tokens / load.drafts
+            rows.append(row)
+    return rows
+
+
+def _engine(models: Trained, shape: tuple[int, ...], is_naive: bool) -> Engine:
+    """One with trees of one shape from the distilled draft."""
+    folder, weights = models.target
+    worker = Worker(load_alone(folder, "cpu", weights))
+    draft = make_speculator(models.drafts[-1], 0, worker.vocab, "cpu")
+    speculator = Naive(draft) if is_naive else draft
+    return make_engine(
+        worker, Settings(), clock=CLOCK, drafting=TreeDrafting([speculator], FixedShape(shape), CLOCK)
+    )
+
+
+class Naive:
+    """Another's proposals as if nothing had been drawn: the target draws, and sees whether a child has it."""
+
+    def __init__(self, speculator: Speculator) -> None:
+        self._speculator = speculator
+
+    def propose(self, wishes: Sequence[Wish]) -> list[Proposal]:
+        """The same trees."""
+        return [Proposal(proposal.tree) for proposal in self._speculator.propose(wishes)]
+
+    def forget(self, sequence: Any) -> None:
+        """The sequence has ended."""
+        self._speculator.forget(sequence)
+
+
+def _latency(models: Trained, scale: Scale) -> list[dict[str, Any]]:
+    """Milliseconds of one thread per token of each sequence, plain and as it pays, in turns."""
+    rows: list[dict[str, Any]] = []
+    for batch in BATCHES:
+        engines = {
+            "plain": Busy(models, batch, scale.latency_new),
+            "speculative": Busy(
+                models, batch, scale.latency_new, speculate=(models.drafts[-1],), tree="auto"
+            ),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in engines}
+        for number in range(2 * scale.rounds):
+            for name in list(engines)[:: 1 if number % 2 else -1]:
+                rates[name].append(engines[name].seconds_per_token(batch * scale.latency_new))
+        kept = {name: 1e3 * batch * statistics.mean(found[scale.rounds :]) for name, found in rates.items()}
+        load = engines["speculative"].engine.load
+        drafts = max(1, load.drafts)
+        rows.append(
+            {
+                "batch": batch,
+                "plain ms": kept["plain"],
+                "speculative ms": kept["speculative"],
+                "times as fast": kept["plain"] / kept["speculative"],
+                "drafts": load.drafts,
+                "nodes a draft": load.draft_tokens / drafts,
+                "accepted a draft": load.accepted_tokens / drafts,
+            }
+        )
+    return rows
+
+
+class Busy:
+    """An engine with always so many sequences: where one ends, the next begins.
+
+    Args:
+        models: What it serves.
+        batch: Sequences.
+        new: Tokens of an answer, in the middle: they differ, or all would begin and end together.
+        settings: Of the engine.
+    """
+
+    def __init__(self, models: Trained, batch: int, new: int, **settings: Any) -> None:
+        self.engine = models.engine(**settings)
+        self._prompts = cycle(models.mixed(16 * batch))
+        self._lengths = random.Random(batch)
+        self._new = new
+        self._requests = 0
+        for _ in range(batch):
+            self._add()
+
+    def seconds_per_token(self, tokens: int) -> float:
+        """Of the next so many tokens, and a few more."""
+        began, found = CLOCK(), 0
+        while found < tokens:
+            for output in self.engine.step():
+                found += len(output.tokens)
+                if output.finish_reason:
+                    self._add()
+        return (CLOCK() - began) / found
+
+    def _add(self) -> None:
+        self._requests += 1
+        most = self._lengths.randint(self._new // 2, self._new * 3 // 2)
+        params = SamplingParams(temperature=0.0, max_tokens=most)
+        self.engine.add(Request(str(self._requests), tuple(next(self._prompts)), params))
+
+
+if __name__ == "__main__":
+    main()
