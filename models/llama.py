@@ -197,6 +197,7 @@ SIZES = {
     "7b": {"layers": 32, "width": 4096, "heads": 32, "kv_heads": 32, "inner": 11008, **_LLAMA_2},
     "13b": {"layers": 40, "width": 5120, "heads": 40, "kv_heads": 40, "inner": 13824, **_LLAMA_2},
     "70b": {"layers": 80, "width": 8192, "heads": 64, "kv_heads": 8, "inner": 28672, **_LLAMA_2},
+    "llama3-1b": {"layers": 16, "width": 2048, "heads": 32, "kv_heads": 8, "inner": 8192, **_LLAMA_3},
     "llama3-8b": {"layers": 32, "width": 4096, "heads": 32, "kv_heads": 8, "inner": 14336, **_LLAMA_3},
     "llama3-70b": {"layers": 80, "width": 8192, "heads": 64, "kv_heads": 8, "inner": 28672, **_LLAMA_3},
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import llama, moe
+from models import gpt, llama, moe
 from superscaler import compiler
 from superscaler.ir.optimizers import AdamW
 from superscaler.planner.cluster import Cluster
@@ -20,6 +20,8 @@ pytestmark = pytest.mark.ranks
 
 ROOT = Path(__file__).parents[1]
 LLAMA = {"layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "inner": 24, "seq": 12, "vocab": 32}
+GPT = {"layers": 2, "width": 15, "heads": 3, "seq": 8, "vocab": 32}
+"""What is 15 wide cannot be cut in two: its gradient stays whole where others are scattered."""
 STEPS = 3
 
 
@@ -65,6 +67,7 @@ def torchrun(build, data, ranks):
         (llama, LLAMA, "dp=2,offload=activations"),
         (llama, LLAMA, "dp=2,micro_batches=2"),
         (llama, LLAMA, "dp=2,zero=1,pp=2,micro_batches=2"),
+        (gpt, GPT, "dp=2,zero=2,micro_batches=2"),
         (llama, LLAMA, "pp=2,schedule=zb-h1,micro_batches=2,recompute=selective,offload=activations"),
         (moe, {}, "ep=2,dp=2"),
     ],

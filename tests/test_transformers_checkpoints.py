@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import superscaler as ss
 from superscaler import cli
-from superscaler.runtime.local import load
+from superscaler.runtime.loaded import load
 
 transformers = pytest.importorskip("transformers")
 
@@ -123,6 +123,6 @@ def test_the_example_compiles_from_a_folder_and_starts_from_its_weights(tmp_path
     options = ["--dtype", "float64", "--batch", "4", "--set", "sequence=12", "-o", str(tmp_path / "build")]
     assert cli.main(["compile", reference, *options]) == 0
     tokens = batches()[0]
-    program = load(tmp_path / "build", weights=tmp_path / "in")
+    program = load(tmp_path / "build", "cpu", weights=tmp_path / "in")
     loss = program({"input_ids": tokens, "labels": tokens})
     torch.testing.assert_close(loss, model(tokens, labels=tokens).loss.detach(), rtol=1e-6, atol=0)

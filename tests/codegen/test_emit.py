@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from models import gpt, swin
 from superscaler import compiler
+from superscaler.codegen.program import Exchange, Part
+from superscaler.ir.graph import Phase
 from superscaler.ir.optimizers import AdamW
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.recipes import parse_plan
-from superscaler.runtime.local import load
+from superscaler.planner.transport import Collective, Measured
+from superscaler.runtime.loaded import load
 
 OPTIMIZER = AdamW(lr=3e-4)
 STEPS = 3
@@ -58,7 +62,7 @@ def test_one_device_trains_as_eager(plan, tmp_path):
     compiler.compile(
         small_gpt(), batches[0], cluster=cluster, plan=plan, optimizer=OPTIMIZER, save=tmp_path / "b"
     )
-    program = load(tmp_path / "b")
+    program = load(tmp_path / "b", "cpu")
     losses = [program(batch).item() for batch in batches]
     assert_equal(losses, program.weights, eager_training(batches))
 
@@ -109,7 +113,7 @@ def test_gradients_that_a_normalisation_does_not_have_are_left_out(options, tmp_
         build(), (x,), loss=lambda y: y.square().mean(), cluster=Cluster.local(1), optimizer=OPTIMIZER,
         save=tmp_path / "b",
     )  # fmt: skip
-    program, model = load(tmp_path / "b"), build()
+    program, model = load(tmp_path / "b", "cpu"), build()
     optimizer = torch.optim.AdamW(model.parameters(), OPTIMIZER.lr, weight_decay=OPTIMIZER.weight_decay)
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -137,6 +141,7 @@ def test_gradients_that_a_normalisation_does_not_have_are_left_out(options, tmp_
         "pp=2,schedule=zb-v,micro_batches=4",
         "pp=2,tp=2,schedule=bidirectional,micro_batches=2",
         "pp=2,schedule=interlaced,micro_batches=4",
+        "dp=2,pp=2,schedule=interlaced-ahead,micro_batches=4",
     ],
 )
 def test_torchrun_trains_as_eager(plan, tmp_path):
@@ -149,6 +154,26 @@ def test_torchrun_trains_as_eager(plan, tmp_path):
         save=tmp_path / "build",
     )  # fmt: skip
     losses, weights = torchrun(tmp_path, devices)
+    batches = [{name: value[16 * i : 16 * (i + 1)] for name, value in data.items()} for i in range(STEPS)]
+    assert_equal(losses, weights, eager_training(batches))
+
+
+@pytest.mark.ranks
+def test_layers_whose_gradients_travel_by_messages_train_as_eager(tmp_path):
+    """Where gathers are measured to be slow, pieces of gradients are sent, and kept as they arrive."""
+    cluster = Cluster.local(2)
+    transport = cluster.transport
+    for collective in (Collective.ALL_GATHER, Collective.ALL_REDUCE):
+        transport = transport.with_measured(collective, Measured(latency=100.0, bandwidth=0.01))
+    data = small_inputs(16 * STEPS)
+    save_file(data, tmp_path / "data.safetensors")
+    plan = compiler.compile(
+        small_gpt(), small_inputs(16), cluster=replace(cluster, transport=transport), plan="dp=2",
+        optimizer=OPTIMIZER, save=tmp_path / "build",
+    )  # fmt: skip
+    backward = plan.programs[0].bodies[Part(Phase.BACKWARD, 0)]
+    assert any(isinstance(i, Exchange) and "h.1" in i.write for i in backward)
+    losses, weights = torchrun(tmp_path, 2)
     batches = [{name: value[16 * i : 16 * (i + 1)] for name, value in data.items()} for i in range(STEPS)]
     assert_equal(losses, weights, eager_training(batches))
 

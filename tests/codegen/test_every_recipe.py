@@ -18,6 +18,7 @@ SIZES = {"gpt": GPT, "mbart": {}, "moe": {}, "alphafold2": {"blocks": 2, "recycl
 SAYING = {
     "pp=N": ("gpt", "pp=4"),
     "schedule=interlaced": ("mbart", "pp=2,schedule=interlaced,micro_batches=2"),
+    "schedule=interlaced-ahead": ("mbart", "pp=2,schedule=interlaced-ahead,micro_batches=4"),
     "schedule=3f1b": ("alphafold2", "pp=2,schedule=3f1b,micro_batches=2"),
     "dp=N": ("gpt", "dp=3"),
     "ep=N": ("moe", "ep=2"),

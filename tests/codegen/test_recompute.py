@@ -9,7 +9,7 @@ from superscaler import compiler
 from superscaler.codegen.memory import free_values, peak_memory
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.recipes import parse_plan
-from superscaler.runtime.local import load
+from superscaler.runtime.loaded import load
 from tests.codegen.plans import SIZES, planned, programs_of, tiny_gpt
 from tests.codegen.test_emit import OPTIMIZER, STEPS, small_gpt, small_inputs, torchrun
 
@@ -20,25 +20,32 @@ def fullest(how):
 
 
 def test_only_the_inputs_of_layers_are_stored():
-    """All in bytes; of four micro-batches of 16 tokens two wait whole while one is in its backward."""
+    """All in bytes; of four micro-batches of 16 tokens two wait whole while one is in its backward.
+
+    Each keeps its token positions for the gradient of their table.
+    """
     tokens, layers, number = 16, 8, 8
     of_width, vector = tokens * SIZES["width"] * number, tokens * number
     fed = 3 * 8 * SIZES["seq"] * number  # tokens, targets, and the targets whole, to count them beforehand
     head = 2 * of_width + 2 * vector + SIZES["vocab"] * vector + vector + tokens
     """What enters ln_f, what leaves it, its mean and deviation; logits, log-sum-exp and mask of the loss."""
-    waiting = layers * of_width + head
+    positions = SIZES["seq"] * number
+    waiting = positions + layers * of_width + head
 
-    stored = fullest("micro_batches=4,recompute")
+    stored = fullest("schedule=gpipe,micro_batches=4,recompute")
     assert stored.moment.startswith("B1: h.7.mlp.down/linear_weight_gradient")
-    assert stored.activations == fed + 2 * waiting + layers * of_width
+    assert stored.activations == fed + 2 * waiting + positions + layers * of_width
 
     # Two layer norms, q, k, v, attention as it is and as its projection reads it, the sum; up and gelu.
     inside = 8 * of_width + 2 * 4 * of_width + (4 + SIZES["heads"]) * vector
-    without = fullest("micro_batches=4")
+    without = fullest("schedule=gpipe,micro_batches=4")
     assert without.moment.startswith("B0: h.7.mlp/gelu_backward")
     in_backward = layers * (of_width + inside) - 4 * of_width  # the last gelu's result is free already
-    assert without.activations == fed + 3 * (waiting + layers * inside) + in_backward
+    assert without.activations == fed + 3 * (waiting + layers * inside) + positions + in_backward
     assert without.activations > 17 * stored.activations
+
+    # Where nothing asks for another schedule a micro-batch's backward follows its forward, and none waits.
+    assert fullest("micro_batches=4,recompute").activations == fed + positions + layers * of_width
 
 
 @pytest.mark.parametrize("how", ["none", "micro_batches=4"])
@@ -50,7 +57,7 @@ def test_a_device_trains_bit_for_bit_alike_with_dropout(how, tmp_path):
             small_gpt(dropout=0.2), batches[0], cluster=Cluster.local(1), plan=plan, optimizer=OPTIMIZER,
             save=tmp_path / "build",
         ).verify()  # fmt: skip
-        program = load(tmp_path / "build")
+        program = load(tmp_path / "build", "cpu")
         results.append(([program(batch).item() for batch in batches], program.weights))
     assert results[0][0] == results[1][0]
     assert all(torch.equal(results[0][1][name], value) for name, value in results[1][1].items())

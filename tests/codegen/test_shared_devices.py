@@ -9,7 +9,7 @@ from superscaler.codegen.emit import emit
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.recipes import data_parallel
 from superscaler.planner.schedules import bidirectional, gpipe, interlaced, interleaved, zb_v
-from superscaler.runtime.local import load
+from superscaler.runtime.loaded import load
 from tests.codegen.plans import tiny_gpt
 from tests.codegen.test_emit import (
     OPTIMIZER,
@@ -84,7 +84,7 @@ def test_one_device_runs_several_stages(tmp_path):
     compiler.compile(
         small_gpt(), batches[0], cluster=cluster, plan=script, optimizer=OPTIMIZER, save=tmp_path / "b"
     )
-    program = load(tmp_path / "b")
+    program = load(tmp_path / "b", "cpu")
     losses = [program(batch).item() for batch in batches]
     assert_equal(losses, program.weights, eager_training(batches))
 

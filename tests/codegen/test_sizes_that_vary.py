@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +14,7 @@ from superscaler.ir.trace import trace
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.recipes import data_parallel, parse_plan, tensor_parallel
 from superscaler.runtime.build import read_build
-from superscaler.runtime.local import load
+from superscaler.runtime.loaded import load
 from tests.codegen.test_inference import run
 from tests.ir.test_dynamic import FOR_ANY_SIZES, Apply, example
 
@@ -118,7 +119,7 @@ def test_the_plan_shows_what_varies_and_what_is_asked():
 
 def test_a_loaded_program_runs_any_allowed_size(tmp_path):
     planned("micro_batches=2").save(tmp_path / "b")
-    program = load(tmp_path / "b")
+    program = load(tmp_path / "b", "cpu")
     for batch, seq in ((8, 12), (2, 1), (6, 32), (8, 12)):
         inputs = tokens(batch, seq)
         (logits,) = program(inputs).values()
@@ -137,7 +138,7 @@ def test_the_written_source_computes_any_sizes(function, tmp_path):
     compiler.compile(
         module, (example(),), cluster=Cluster.local(1), dynamic={"x": ("batch", "seq")}, save=tmp_path / "b"
     )
-    program = load(tmp_path / "b")
+    program = load(tmp_path / "b", "cpu")
     for batch, seq in ((6, 10), (1, 1), (5, 5), (3, 17)):
         x = example(batch, seq)
         (result,) = program({"x": x}).values()
@@ -172,6 +173,16 @@ def test_torchrun_runs_three_sizes_of_one_build(how, tmp_path):
         run(tmp_path / "b", tmp_path / "data.safetensors", out, devices, f"--batch={batch}")
         (logits,) = load_file(out).values()
         torch.testing.assert_close(logits, model()(**data).detach(), rtol=0, atol=1e-10)
+
+
+def test_samples_of_any_length_are_cut_from_a_file_of_tokens(tmp_path):
+    planned("none", 1).save(tmp_path / "b")
+    stream = torch.randint(SIZES["vocab"], (71,), generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "tokens.npy", stream.numpy().astype(np.uint16))
+    out = tmp_path / "out.safetensors"
+    run(tmp_path / "b", tmp_path / "tokens.npy", out, 1, "--batch=3", "--sample-tokens=10")
+    (logits,) = load_file(out).values()
+    torch.testing.assert_close(logits, model()(stream[:70].view(7, 10)).detach(), rtol=0, atol=1e-10)
 
 
 @cache

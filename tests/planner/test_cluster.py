@@ -118,3 +118,17 @@ def test_a_file_may_name_groups_of_presets(tmp_path):
     path = tmp_path / "mixed.yaml"
     path.write_text("name: mixed\ngroups:\n- {preset: dgx-a100, nodes: 2}\n- {preset: dgx-2, nodes: 3}\n")
     assert Cluster.load(path) == replace(mixed(), transport=Cluster.preset("dgx-a100").transport)
+
+
+def test_the_first_devices_of_a_cluster_are_where_they_were():
+    big = Cluster.preset("dgx-a100", nodes=3)
+    mixed = replace(big, nodes=(*big.nodes, *Cluster.preset("dgx-1-v100", nodes=2).nodes))
+    for count in (1, 7, 8, 9, 16, 24, 25, 32, 33, 40):
+        first = mixed.first(count)
+        assert first.num_devices == count
+        for device in range(count):
+            assert first.node(device) == mixed.node(device)
+            assert first.nodes_of(device).device == mixed.nodes_of(device).device
+    assert Cluster.parse("dgx-a100:2[:12]") == Cluster.preset("dgx-a100", nodes=2).first(12)
+    with pytest.raises(PlanError, match="ask for 1 to 4"):
+        Cluster.parse("local:4[:5]")

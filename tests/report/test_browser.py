@@ -1,11 +1,12 @@
 """The page in a real browser: it opens without a complaint, and charts answer the mouse and the keyboard."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from tests.report import browser
-from tests.report.compiled import compiled
+from tests.report.compiled import SEARCHED, compiled
 
 pytestmark = [
     pytest.mark.browser,
@@ -21,7 +22,8 @@ TICKS = "[...document.querySelectorAll('#axis span')].map((label) => label.textC
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     file = tmp_path_factory.mktemp("page") / "report.html"
-    file.write_text(compiled("tp=2,pp=2,micro_batches=4").page(), encoding="utf-8")
+    plan = replace(compiled("tp=2,pp=2,micro_batches=4"), report=SEARCHED)
+    file.write_text(plan.page(), encoding="utf-8")
     return file
 
 
@@ -117,10 +119,11 @@ def test_the_keyboard_zooms_and_moves(window):
     assert window.evaluate(RANGE) == whole
 
 
-@pytest.mark.parametrize("width", [700, 1200])
+@pytest.mark.parametrize("width", [420, 1200])
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_page_fits_windows_narrow_and_wide_light_and_dark(running, page, width, dark):
     running.open(page, width, dark=dark)
+    running.evaluate("document.querySelectorAll('#search details').forEach((one) => (one.open = true))")
     assert running.evaluate("document.documentElement.scrollWidth") <= width
     colours = "((style) => [style.color, style.backgroundColor])(getComputedStyle(document.body))"
     ink, paper = map(_lightness, running.evaluate(colours))

@@ -21,7 +21,9 @@ from superscaler.report.layer_places import layer_places
 from superscaler.report.page import DESCRIPTION, make_page, page_of_build
 from superscaler.report.python_source import source_html
 from superscaler.simulator.replay import Stream
-from tests.report.compiled import compiled
+from superscaler.simulator.simulation import format_seconds
+from tests.codegen.plans import tiny_gpt
+from tests.report.compiled import SEARCHED, compiled
 
 PLANS = (
     "none",
@@ -29,7 +31,7 @@ PLANS = (
     "tp=2,pp=2,micro_batches=4",
     "pp=2,schedule=zb-v,micro_batches=4",
 )
-OPEN = {"meta", "link"}
+OPEN = {"meta", "link", "wbr"}
 """Elements that nothing closes."""
 
 
@@ -39,6 +41,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.path, self.text, self.links, self.ids = [], [], [], []
+        self.rows = []
         self.feed(text)
         self.close()
         assert not self.path
@@ -47,6 +50,10 @@ class Page(HTMLParser):
         named = dict(attributes)
         self.links += [value for key, value in attributes if key in ("src", "href")]
         self.ids += [named["id"]] if "id" in named else []
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
         if tag not in OPEN:
             self.path.append(tag)
 
@@ -56,10 +63,16 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.path:
             self.text.append((self.path[-1], data))
+        if "td" in self.path or "th" in self.path:
+            self.rows[-1][-1] += data
 
     @property
     def words(self):
         return "".join(text for tag, text in self.text if tag not in ("script", "style"))
+
+    def cells(self, heading):
+        """The words in the cells of the first row whose heading says this."""
+        return next(cells for first, *cells in self.rows if first == heading)
 
     @property
     def data(self):
@@ -81,7 +94,7 @@ def test_what_is_drawn_is_what_was_simulated(how):
     plan = compiled(how)
     simulation, data = plan.simulate(), Page(plan.page()).data
     assert data["step"] == round(simulation.step_seconds * 1e9)
-    for row, spans, use in zip(data["rows"], simulation.spans, simulation.memory, strict=True):
+    for row, simulated in zip(data["rows"], simulation.rows, strict=True):
         for stream in Stream:
             drawn = [
                 (*data["tasks"][first], data["names"][name], start, end)
@@ -96,10 +109,14 @@ def test_what_is_drawn_is_what_was_simulated(how):
                     round(s.start * 1e9),
                     round(s.end * 1e9),
                 )
-                for s in spans
+                for s in simulated.spans
                 if s.stream is stream
             ]
-        assert max(sum(most) for _, _, _, _, most, _, _ in row["memory"]) == use.total == row["peak"]
+        assert (
+            max(sum(most) for _, _, _, _, most, _, _ in row["memory"])
+            == simulated.memory.total
+            == row["peak"]
+        )
 
 
 def test_tables_say_where_layers_run_and_what_moves():
@@ -163,7 +180,10 @@ def test_layers_inside_a_module_are_rows_of_their_own_beside_what_else_it_holds(
 def test_names_are_text_whatever_they_hold():
     hostile = "</script><script>alert('&lt;')</script>"
     plan = compiled("pp=2,micro_batches=4")
-    described = describe(replace(plan, name=hostile), plan.programs, plan.simulate(), hostile)
+    search = replace(
+        SEARCHED, choices=(replace(SEARCHED.choices[0], plan=hostile),), refused=(hostile, hostile)
+    )
+    described = describe(replace(plan, name=hostile), plan.programs, plan.simulate(), search)
     described = json.loads(json.dumps(described))
     described["title"] = described["rows"][0]["title"] = described["layers"][0][0] = hostile
     described["names"] = [hostile] * len(described["names"])
@@ -171,7 +191,7 @@ def test_names_are_text_whatever_they_hold():
     page = make_page(described, {name: f'x = "{hostile}"\n' for name, _ in described["sources"]})
     assert hostile not in page
     assert page.count("</script>") == 2
-    assert Page(page).words.count(hostile) >= 8
+    assert Page(page).words.count(hostile) >= 10
     assert hostile in Page(page).data["names"]
 
 
@@ -196,9 +216,9 @@ def test_long_schedules_make_no_large_pages(monkeypatch):
     plan = compiled("pp=2,micro_batches=4")
     monkeypatch.setattr(describing, "MOST_SPANS", 40)
     described = describe(plan, plan.programs, plan.simulate())
-    for row, spans in zip(described["rows"], plan.simulate().spans, strict=True):
+    for row, simulated in zip(described["rows"], plan.simulate().rows, strict=True):
         drawn = row["streams"][Stream.COMPUTE]
-        computing = sum(span.end - span.start for span in spans if span.stream is Stream.COMPUTE)
+        computing = sum(span.end - span.start for span in simulated.spans if span.stream is Stream.COMPUTE)
         assert len(drawn) <= 6
         assert sum(busy for *_, busy in drawn) == pytest.approx(computing * 1e9, abs=len(drawn))
         assert max(sum(most) for _, _, _, _, most, _, _ in row["memory"]) == row["peak"]
@@ -228,3 +248,30 @@ def test_coloured_source_is_the_source():
         '<span class="line"><i class="s">b\'\'\'</i>  <i class="c"># c</i></span>'
     ).replace("'", "&#x27;")
     assert source_html("this is ( no Python <") == '<span class="line">this is ( no Python &lt;</span>'
+
+
+def test_an_automatic_plan_says_among_which_it_was_chosen_and_how_good_it_is(tmp_path):
+    replace(compiled("dp=2,zero=3,micro_batches=2"), report=SEARCHED).save(tmp_path)
+    page = Page(page_of_build(tmp_path))
+    assert [page.cells(choice.plan) for choice in SEARCHED.choices] == [
+        ["chosen", "125 ms", "", "100 ms", "3.0 GiB", "8.0 GiB", "yes"],
+        ["runner-up", "62.5 ms", "-50.0%", "62.5 ms", "9.0 GiB", "8.0 GiB", "no"],
+    ]
+    words = " ".join(page.words.split())
+    for fact in ("(objective) 62.5 ms", "(bound) 50 ms", "gap 20.0%", "1,234", "8.0 GiB more on each device"):
+        assert fact.replace(" ", "") in words.replace(" ", "")
+    assert "a step would take 20.0% less" in words
+    assert "heads(3) cannot be cut in 2, which" in words
+    assert "remedy: none" not in words
+
+
+def test_a_plan_that_was_not_searched_for_has_no_search():
+    assert "search" not in Page(compiled("none").page()).ids
+
+
+def test_the_page_of_a_search_is_that_of_its_build(tmp_path):
+    plan = compiler.plan(tiny_gpt(layers=4)[2], Cluster.local(2), "auto,dp=2")
+    plan.save(tmp_path)
+    page = Page(page_of_build(tmp_path))
+    for choice in plan.report.choices:
+        assert page.cells(choice.plan)[1] == format_seconds(choice.simulated)

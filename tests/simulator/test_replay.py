@@ -11,7 +11,7 @@ from superscaler.planner.schedule import Task
 from superscaler.planner.schedules import gpipe, one_f_one_b, zb_h1
 from superscaler.planner.task_graph import task_graph
 from superscaler.planner.timeline import timeline
-from superscaler.simulator.actions import Give, Meet, Start, Take, TakeGroup, Wait, Work
+from superscaler.simulator.actions import Give, Meet, Start, Take, TakeGroup, Wait, WaitAccumulated, Work
 from superscaler.simulator.replay import RowActions, Stream, replay, whole_step
 
 FORWARD, BACKWARD, WEIGHT = Part(Phase.FORWARD, 0), Part(Phase.BACKWARD, 0), Part(Phase.WEIGHT, 0)
@@ -76,6 +76,16 @@ def test_what_is_started_goes_on_beside_computing_one_after_another():
     }
     assert spans == {"a": (1, 4), "b": (4, 6)}
     assert end_of(rows) == 6  # computing ends then, too: at 3, waits until 4, and goes on for 2
+
+
+def test_what_micro_batches_add_up_is_waited_for_by_the_update_alone():
+    start = Start("a", 5, is_accumulated=True)
+    update = (WaitAccumulated(), Work(1))
+    row = RowActions(
+        whole_step(ONE), {FORWARD: (start, Work(1), Wait(0), Work(1)), Part(Phase.UPDATE): update}
+    )
+    (spans,) = replay([row])
+    assert [(span.start, span.end) for span in spans if span.stream is Stream.COMPUTE] == [(0, 2), (5, 6)]
 
 
 def test_a_collective_that_is_waited_for_comes_after_those_under_way():

@@ -45,9 +45,8 @@ def test_the_parts_of_each_row_add_up_to_the_step_and_streams_do_one_thing_at_a_
     for row in simulation.rows:
         assert row.computing + row.exposed + row.waiting == pytest.approx(simulation.step_seconds)
         assert min(row.computing, row.exposed, row.waiting) >= -1e-12
-    for spans in simulation.spans:
         for stream in Stream:
-            ends = [(span.start, span.end) for span in spans if span.stream is stream]
+            ends = [(span.start, span.end) for span in row.spans if span.stream is stream]
             assert all(one[1] <= other[0] + 1e-12 for one, other in pairwise(ends))
 
 
@@ -90,7 +89,7 @@ def test_recomputation_costs_time_and_is_not_counted_as_the_models_work():
 
 def test_a_row_is_simulated_once_however_many_devices_it_has():
     few, many = (planned(f"dp={count}").simulate() for count in (2, 8))
-    assert list(map(len, few.spans)) == list(map(len, many.spans))
+    assert [len(row.spans) for row in few.rows] == [len(row.spans) for row in many.rows]
 
 
 def test_the_arithmetic_of_the_model_is_six_times_parameters_times_tokens():
@@ -110,5 +109,5 @@ def test_trace_events_are_json_with_a_process_per_row_and_an_event_per_span():
     events = json.loads(json.dumps(trace_events(simulation)))["traceEvents"]
     shown = [event for event in events if event["ph"] == "X"]
     assert {event["pid"] for event in shown} == {0, 1}
-    assert len(shown) == sum(map(len, simulation.spans))
+    assert len(shown) == sum(len(row.spans) for row in simulation.rows)
     assert max(event["ts"] + event["dur"] for event in shown) == pytest.approx(simulation.step_seconds * 1e6)

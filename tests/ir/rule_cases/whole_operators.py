@@ -18,6 +18,25 @@ def attention(heads=3, mask=None, causal=False, key_heads=None):
     return derived(derive)
 
 
+def paged_attention(heads, key_heads, width=4, new=0, window=0):
+    """Two sequences on pages of two slots: three new tokens behind two earlier ones, and one behind three."""
+
+    def derive(draw):
+        q, k, v = draw(1, heads, 4, 4), draw(1, key_heads, 4, 4), draw(1, key_heads, 4, width)
+        keys, values = draw(16, key_heads, 4), draw(16, key_heads, width)
+        step = (
+            torch.tensor([6, 7, 2, 11]),
+            torch.tensor([0, 3, 4]),
+            torch.tensor([5, 4]),
+            torch.tensor([[7, 3, 1], [4, 5, 0]]),
+            torch.tensor([2, 3, 3 if new else 4, 3]),
+        )
+        visible = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1], [1, 0, 0]], dtype=torch.bool)[:, :new]
+        return case(q, k, v, keys, values, *step, visible, page_size=2, scale=0.5, window=window)
+
+    return derived(derive)
+
+
 def cross_entropy_backward(draw):
     logits, target = draw(5, 6), torch.tensor([0, 5, -100, 3, 2])
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -55,6 +74,12 @@ CASES = {
         attention(mask=(1, 3, 5, 5)),
         attention(mask=(5, 1), causal=True),
         attention(heads=6, key_heads=2, mask=(1, 6, 1, 5)),
+    ],
+    "paged_attention": [
+        paged_attention(3, 3),
+        paged_attention(6, 3, new=3),
+        paged_attention(4, 2, width=6, window=2),
+        paged_attention(4, 1),
     ],
     "cross_entropy": [case(real(5, 6), torch.tensor([0, 5, -100, 3, 2]))],
     "cross_entropy_backward": [derived(cross_entropy_backward)],
