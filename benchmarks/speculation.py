@@ -35,10 +35,10 @@ from superscaler.runtime.serving.offline import generate, load_engine
 from superscaler.runtime.serving.request import Request
 from superscaler.runtime.serving.sampling_params import SamplingParams
 from superscaler.runtime.serving.settings import Settings, make_engine
-from superscaler.runtime.serving.speculation import Proposal, Speculator, Wish
-from superscaler.runtime.serving.speculators import NGRAM, make_speculator
-from superscaler.runtime.serving.token_tree import expansion
-from superscaler.runtime.serving.tree_drafting import FixedShape, TreeDrafting
+from superscaler.runtime.serving.speculation.speculators import NGRAM, make_speculator
+from superscaler.runtime.serving.speculation.step import Proposal, Speculator, Wish
+from superscaler.runtime.serving.speculation.token_tree import expansion
+from superscaler.runtime.serving.speculation.tree_drafting import FixedShape, TreeDrafting
 from superscaler.runtime.serving.worker import Worker
 from superscaler.serve.compile import compile_serving
 from superscaler.serve.paged import CacheSize

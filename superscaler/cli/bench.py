@@ -85,7 +85,7 @@ def _add_result(group: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from superscaler.runtime.serving.bench_report import print_report
+    from superscaler.runtime.serving.bench.report import print_report
 
     percentiles = _percentiles(options.percentiles)
     report = asyncio.run(_measure(options, percentiles))
@@ -101,9 +101,9 @@ def _run(options: argparse.Namespace) -> None:
 
 
 async def _measure(options: argparse.Namespace, percentiles: list[float]) -> dict[str, Any]:
-    from superscaler.runtime.serving.bench import Traffic, look_up, run_benchmark
-    from superscaler.runtime.serving.bench_client import BenchClient
-    from superscaler.runtime.serving.bench_report import parse_goodput
+    from superscaler.runtime.serving.bench.client import BenchClient
+    from superscaler.runtime.serving.bench.report import parse_goodput
+    from superscaler.runtime.serving.bench.run import Traffic, look_up, run_benchmark
 
     goodput = parse_goodput(options.goodput)
     traffic = Traffic(
@@ -120,7 +120,7 @@ async def _measure(options: argparse.Namespace, percentiles: list[float]) -> dic
 
 
 def _asks(options: argparse.Namespace, vocab: int | None) -> list[Any]:
-    from superscaler.runtime.serving.bench_prompts import DATASETS, Shape, read_prompts, read_trace
+    from superscaler.runtime.serving.bench.prompts import DATASETS, Shape, read_prompts, read_trace
 
     if options.dataset in _FILES and options.dataset_path is None:
         raise ServingError(f"--dataset {options.dataset} is a file", remedy="name it with --dataset-path")

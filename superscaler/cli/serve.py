@@ -160,12 +160,12 @@ def _model(options: argparse.Namespace) -> Any:
 
 def _serve(options: argparse.Namespace, folder: Path, source: Path) -> None:
     from superscaler.runtime.build import read_build
-    from superscaler.runtime.serving.engine_process import torchrun
-    from superscaler.runtime.serving.tokenizer import load_tokenizer
+    from superscaler.runtime.serving.server.engine_process import torchrun
+    from superscaler.runtime.serving.server.tokenizer import load_tokenizer
 
     try:
-        from superscaler.runtime.serving.server import ServerLimits
-        from superscaler.runtime.serving.serving_process import ServingOptions, run
+        from superscaler.runtime.serving.server.application import ServerLimits
+        from superscaler.runtime.serving.server.serving_process import ServingOptions, run
     except ImportError as error:
         raise ServingError(f"HTTP needs {error.name}", remedy="pip install 'superscaler[serve]'") from error
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")

@@ -13,7 +13,7 @@ from superscaler.runtime.serving.output import Load, Output
 from superscaler.runtime.serving.request import FinishReason, Request, Sequence
 from superscaler.runtime.serving.sampling import Logprobs, Row
 from superscaler.runtime.serving.scheduler import Scheduler
-from superscaler.runtime.serving.speculation import Proposal, Verified, verify
+from superscaler.runtime.serving.speculation.step import Proposal, Verified, verify
 from superscaler.runtime.serving.step import Sampled, Step
 
 _NOTHING = Proposal()

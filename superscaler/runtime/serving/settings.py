@@ -12,7 +12,7 @@ from superscaler.runtime.serving.kv_cache import KvCache
 from superscaler.runtime.serving.limits import Limits
 from superscaler.runtime.serving.policies import make_policy
 from superscaler.runtime.serving.scheduler import Scheduler
-from superscaler.runtime.serving.speculators import AUTO, make_drafting
+from superscaler.runtime.serving.speculation.speculators import AUTO, make_drafting
 from superscaler.runtime.serving.worker import Worker
 
 

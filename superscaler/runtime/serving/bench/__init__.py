@@ -1,0 +1,1 @@
+"""Measuring a server from outside: clients that ask, prompts, times of arrival, and the report."""
