@@ -79,7 +79,7 @@ class Scale:
 
 FULL = Scale(
     text=200_000,
-    target=Recipe(layers=8, width=384, heads=6, steps=500),
+    target=Recipe(layers=12, width=512, heads=8, steps=600),
     draft=Recipe(layers=1, width=96, heads=4, steps=600, rate=3e-3),
     distilled=Recipe(layers=1, width=128, heads=4, steps=800, rate=3e-3),
     continuations=320, answers=500, new=32, tree_prompts=4, latency_new=128, rounds=3,

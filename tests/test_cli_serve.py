@@ -10,12 +10,11 @@ from pathlib import Path
 
 import openai
 import pytest
-import tokenizers
-import torch
 import transformers
 
 from benchmarks.served import ranks_below
 from superscaler import cli
+from tests.pretrained import write_llama
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
@@ -26,23 +25,7 @@ PROMPT = "to be or not"
 def folder(tmp_path_factory):
     """A small Llama with random weights, and a tokenizer that has learned a few words."""
     folder = tmp_path_factory.mktemp("llama")
-    fast = tokenizers.ByteLevelBPETokenizer()
-    fast.train_from_iterator(
-        ["to be or not to be, that is the question"] * 4, 280, special_tokens=["<s>", "</s>"]
-    )
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=fast._tokenizer, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=280, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5.0)  # logits that differ
-    model.save_pretrained(folder)
+    write_llama(folder, TEMPLATE)
     return folder
 
 

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from superscaler.cli import bench, check, compile, launch, profile, serve, show, simulate
+from superscaler.cli import bench, check, compile, distill, launch, profile, serve, show, simulate
 from superscaler.cli.terminal import say_error
 from superscaler.errors import SuperscalerError
 
@@ -28,6 +28,7 @@ examples:
   superscaler show models/gpt.py:tiny --cluster local:2 --plan pp=2 --explain 'h.0.attn.q/linear'
   superscaler serve models/llama.py:tiny --cluster local:2 --plan tp=2 --port 8000
   superscaler bench serve --url http://127.0.0.1:8000 --request-rate 10 --goodput ttft:200 tpot:50
+  superscaler distill ~/qwen --draft tiny-qwen/ --text docs/*.md -o build/draft
   superscaler simulate models/gpt.py:gpt3-175b --cluster dgx-a100:16 --plan dp=2,tp=8,pp=8,micro_batches=32 --batch 64
 
 plans: words joined by commas, or none; auto, to search; or FILE.py:FUNCTION, a plan script (see examples/)
@@ -60,8 +61,8 @@ def _read(words: Sequence[str]) -> argparse.Namespace:
     parser, end = _parser(), list(words).index("--") if "--" in words else len(words)
     given = argparse.Namespace(words=list(words[:end]), arguments=list(words[end + 1 :]))
     options = parser.parse_args(words[:end], given)
-    if options.arguments and options.run not in (launch.run, serve.run):
-        parser.error(f"{' '.join(words[end:])}: only launch and serve take arguments for a script")
+    if options.arguments and options.run not in (launch.run, serve.run, distill.run):
+        parser.error(f"{' '.join(words[end:])}: only launch, serve and distill take arguments for a script")
     return options
 
 
@@ -85,6 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"superscaler {version('superscaler')}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (compile, check, show, simulate, profile, launch, serve, bench):
+    for command in (compile, check, show, simulate, profile, launch, serve, bench, distill):
         command.add_command(commands)
     return parser

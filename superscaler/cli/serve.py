@@ -8,7 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from superscaler.cli.terminal import positive, progress
+from superscaler.cli.language_model import (
+    add_language_model,
+    compile_language_model,
+    tokenizer_of,
+    weights_of,
+)
+from superscaler.cli.terminal import positive
 from superscaler.errors import BuildError, ServingError
 
 _SUMMARY = "compile a model for serving, and answer HTTP requests as the OpenAI API has them"
@@ -44,27 +50,13 @@ def add_command(commands: Any) -> None:
     )
     what = "a folder of Hugging Face, FILE.py:NAME such as models/llama.py:tiny, or a build folder of this command"
     parser.add_argument("model", help=what)
-    _add_model(parser.add_argument_group("the model and its plan"))
+    group = parser.add_argument_group("the model and its plan")
+    add_language_model(group)
+    group.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="keep the build folder there")
+    group.add_argument("--compile-only", action="store_true", help="write the build folder, and do not serve")
     _add_engine(parser.add_argument_group("the engine"))
     _add_server(parser.add_argument_group("the server"))
     parser.set_defaults(run=run)
-
-
-def _add_model(group: Any) -> None:
-    add = group.add_argument
-    add("--cluster", default="local:1", help="devices to plan for (default local:1)")
-    add("--plan", default="none", help="plan string, or FILE.py:FUNCTION (default none)")
-    add("--dtype", choices=("float64", "float32", "bfloat16", "float16"),
-        help="of parameters (default: as the folder says, else float32)")  # fmt: skip
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a size of the model")
-    add("--weights", metavar="PATH", help="safetensors file or folder (default: the model's folder)")
-    add("--tokenizer", metavar="FOLDER", help="with the tokenizer (default: the model's folder)")
-    add("--cache-tokens", type=positive, default=4096, metavar="N",
-        help="tokens of all sequences that the caches hold (default 4096)")  # fmt: skip
-    add("--page-size", type=positive, default=16, metavar="N", help="tokens on a page of them (default 16)")
-    add("--longest", type=positive, metavar="N", help="most tokens of a sequence (default: the model's)")
-    add("-o", "--output", type=Path, metavar="FOLDER", help="keep the build folder there")
-    add("--compile-only", action="store_true", help="write the build folder, and do not serve")
 
 
 def _add_engine(group: Any) -> None:
@@ -112,11 +104,11 @@ def run(options: argparse.Namespace) -> None:
             parent = (
                 None if options.output else stack.enter_context(TemporaryDirectory(prefix="superscaler-"))
             )
-            folder = _compile(options, options.output or Path(parent or "") / "build")
+            folder = compile_language_model(options, options.output or Path(parent or "") / "build")
         if options.compile_only:
             print(f"{folder}: serve it with\n  superscaler serve {folder}")
             return
-        _serve(options, folder, source)
+        _serve(options, folder)
 
 
 def _check_output(options: argparse.Namespace) -> None:
@@ -124,44 +116,9 @@ def _check_output(options: argparse.Namespace) -> None:
         raise BuildError("--compile-only keeps nothing without a folder", remedy="add -o FOLDER")
 
 
-def _compile(options: argparse.Namespace, folder: Path) -> Path:
-    from superscaler.cli.model_options import named_plan
-    from superscaler.planner.cluster import Cluster
-    from superscaler.serve.compile import compile_serving
-    from superscaler.serve.paged import CacheSize
-
-    with progress("building the model"):
-        model = _model(options)
-    how = named_plan(options.plan)
-    cache = CacheSize(-(-options.cache_tokens // options.page_size), options.page_size)
-    with progress("compiling"):
-        cluster = Cluster.parse(options.cluster)
-        compiled = compile_serving(model, cluster, how, cache=cache, longest=options.longest)
-        told = {"arguments": options.words, "cluster": options.cluster, "folder": os.getcwd()}
-        return compiled.save(folder, options.model, {"compiled_with": told})
-
-
-def _model(options: argparse.Namespace) -> Any:
-    import torch
-
-    from superscaler.cli.model_options import default_dtype, overrides
-    from superscaler.ir.deferred import deferred_init
-    from superscaler.model_reference import build_model
-    from superscaler.serve.pretrained import is_pretrained, pretrained_model
-
-    dtype = getattr(torch, options.dtype) if options.dtype else None
-    if is_pretrained(options.model):
-        if options.set:
-            raise ServingError("--set says nothing of a folder", remedy="change its config.json instead")
-        return pretrained_model(options.model, dtype)
-    with default_dtype(dtype or torch.get_default_dtype()), deferred_init():
-        return build_model(options.model, 1, overrides(options.set))[0]
-
-
-def _serve(options: argparse.Namespace, folder: Path, source: Path) -> None:
+def _serve(options: argparse.Namespace, folder: Path) -> None:
     from superscaler.runtime.build import read_build
     from superscaler.runtime.serving.server.engine_process import torchrun
-    from superscaler.runtime.serving.server.tokenizer import load_tokenizer
 
     try:
         from superscaler.runtime.serving.server.application import ServerLimits
@@ -169,13 +126,7 @@ def _serve(options: argparse.Namespace, folder: Path, source: Path) -> None:
     except ImportError as error:
         raise ServingError(f"HTTP needs {error.name}", remedy="pip install 'superscaler[serve]'") from error
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    own = source if source.is_dir() else None
-    with progress("loading the tokenizer"):
-        place = options.tokenizer or own
-        tokenizer = load_tokenizer(place) if place else None
-    if options.tokenizer and tokenizer is None:
-        raise ServingError(f"there is no tokenizer in {options.tokenizer}", remedy="name another folder")
-    weights = options.weights or (own if own and any(own.glob("*.safetensors")) and own != folder else None)
+    tokenizer, weights = tokenizer_of(options), weights_of(options)
     ends = sorted(tokenizer.end_tokens) if tokenizer else []
     limits = ServerLimits(
         body_bytes=options.max_body_bytes,

@@ -88,8 +88,19 @@ def trace_language_model(model: torch.nn.Module) -> Any:
     """The graph of a language model on tokens alone, whose batch and length vary."""
     tokens = torch.zeros(_EXAMPLE, dtype=torch.int64)
     sizes = ("batch", "seq")
-    if hasattr(model, "generate") and hasattr(model, "config"):  # as models of transformers have
+    if _is_of_transformers(model):
         inputs = {"input_ids": tokens, "use_cache": False}
         return trace(model.eval(), (), inputs, dynamic={"input_ids": sizes})
     name = next(iter(inspect.signature(model.forward).parameters))
     return trace(model.eval(), (tokens,), dynamic={name: sizes})
+
+
+def next_logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """What a language model says of the token after each: logits [batch, seq, vocab] of tokens [batch, seq]."""
+    if _is_of_transformers(model):
+        return model(input_ids=tokens, use_cache=False).logits
+    return model(tokens)
+
+
+def _is_of_transformers(model: torch.nn.Module) -> bool:
+    return hasattr(model, "generate") and hasattr(model, "config")

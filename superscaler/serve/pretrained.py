@@ -1,5 +1,7 @@
 """Pretrained models: a folder of Hugging Face with ``config.json`` and safetensors."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +28,51 @@ def pretrained_model(folder: Path | str, dtype: torch.dtype | None = None) -> to
     Raises:
         TraceError: `transformers` has no such model, or is not there.
     """
-    try:
+    with deferred_init():
+        return _from_config(folder, dtype).eval()
+
+
+def loaded_model(folder: Path | str) -> torch.nn.Module:
+    """The causal language model that a folder configures, in float32: with the folder's weights, or else new ones.
+
+    Raises:
+        TraceError: `transformers` has no such model, or is not there, or the weights are of another.
+    """
+    if not any(Path(folder).glob("*.safetensors")):
+        return _from_config(folder, torch.float32)
+    with _errors(folder):
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+
+
+def _from_config(folder: Path | str, dtype: torch.dtype | None) -> torch.nn.Module:
+    with _errors(folder):
         from transformers import AutoConfig, AutoModelForCausalLM
+
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype or config.dtype or torch.float32, trust_remote_code=False
+        )
+
+
+@contextmanager
+def _errors(folder: Path | str) -> Iterator[None]:
+    """Whatever the code of some model raises at what some file says, as an error that names the folder."""
+    try:
+        import transformers  # noqa: F401
     except ImportError as error:
         raise TraceError(
             f"{folder} is a model of transformers, which is not installed",
             remedy="pip install 'superscaler[models]'",
         ) from error
     try:
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with deferred_init():
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype or config.dtype or torch.float32, trust_remote_code=False
-            )
-    except Exception as error:  # whatever the code of some model raises at what some file says
+        yield
+    except Exception as error:
         raise TraceError(
             f"{folder} cannot be loaded: {type(error).__name__}: {error}",
             where=f"{folder}/config.json",
-            remedy="serve a model that AutoModelForCausalLM of this version of transformers knows",
+            remedy="name a model that AutoModelForCausalLM of this version of transformers knows",
         ) from error
-    return model.eval()

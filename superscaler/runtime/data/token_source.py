@@ -53,7 +53,7 @@ class TokenSource(Source):
 
     def __init__(self, path: Path | str, inputs: Inputs, form: TokenFormat) -> None:
         self.name, self._form = str(path), form
-        self._data = _map_file(Path(path), form.dtype)
+        self._data = map_tokens(Path(path), form.dtype)
         _, shape = inputs.get(form.tokens, (None, ()))
         self._length = int(torch.Size(shape[1:]).numel()) if form.length is None else form.length
         needed = form.shift if form.targets in inputs else 0
@@ -102,7 +102,16 @@ class TokenSource(Source):
         return cut(tensor_of(rows).to(piece.dtype), ([(0, len(rows))], inner)).contiguous()
 
 
-def _map_file(path: Path, dtype: str) -> np.ndarray:
+def map_tokens(path: Path, dtype: str) -> np.ndarray:
+    """The tokens [count] in a .bin or .npy file, mapped into memory.
+
+    Args:
+        path: The file.
+        dtype: Of a .bin file: one of `TOKEN_DTYPES`.
+
+    Raises:
+        BuildError: There is no such file, or it holds something else.
+    """
     if not path.is_file():
         raise BuildError(f"no file {path}", remedy="give the path of a .bin or .npy file of tokens")
     if path.suffix == ".npy":
