@@ -1,7 +1,7 @@
 """Speculative serving beside plain serving: the same answers, tokens per step by the width of trees, and latency.
 
 A target and two small drafts are trained here on real text of five families (`benchmarks.text_families`), by the
-project's own training programs; the second draft learns what the target itself writes. Then:
+project's own training programs; the second draft is distilled from what the target itself writes. Then:
 
 * *identity*: greedy answers to held-out prompts, without speculation, and with trees of all speculators merged;
 * *tokens per step*: of trees <1,1,k,1,...> with 8 levels, by family: greedy, drawn with multi-step speculative sampling
@@ -23,15 +23,19 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.report import RESULTS, finish, parse_arguments, print_table
 from benchmarks.text_families import families, split
-from benchmarks.trained import Recipe, trained
+from benchmarks.trained import KEPT, Recipe, trained
+from superscaler.distill.lesson import LessonRecipe, Teacher
+from superscaler.distill.training import TrainingRecipe, distill
 from superscaler.planner.cluster import Cluster
 from superscaler.runtime.loaded import load_alone
 from superscaler.runtime.serving.engine import Engine
-from superscaler.runtime.serving.offline import generate, load_engine
+from superscaler.runtime.serving.offline import generate
 from superscaler.runtime.serving.request import Request
 from superscaler.runtime.serving.sampling_params import SamplingParams
 from superscaler.runtime.serving.settings import Settings, make_engine
@@ -63,8 +67,8 @@ class Scale:
     target: Recipe
     draft: Recipe
     distilled: Recipe
-    continuations: int
-    """That the target writes for the distilled draft."""
+    lesson: LessonRecipe
+    """What the target writes for the distilled draft."""
     answers: int
     """That are compared."""
     new: int
@@ -81,15 +85,15 @@ FULL = Scale(
     text=200_000,
     target=Recipe(layers=12, width=512, heads=8, steps=600),
     draft=Recipe(layers=1, width=96, heads=4, steps=600, rate=3e-3),
-    distilled=Recipe(layers=1, width=128, heads=4, steps=800, rate=3e-3),
-    continuations=320, answers=500, new=32, tree_prompts=4, latency_new=128, rounds=3,
+    distilled=Recipe(layers=1, width=128, heads=4, steps=4000, rate=3e-3),
+    lesson=LessonRecipe(samples=2000), answers=500, new=32, tree_prompts=4, latency_new=128, rounds=3,
 )  # fmt: skip
 QUICK = Scale(
     text=40_000,
     target=Recipe(layers=4, width=192, heads=4, steps=60, batch=8, rate=2e-3),
     draft=Recipe(layers=1, width=64, heads=2, steps=100, batch=8, rate=4e-3),
     distilled=Recipe(layers=1, width=64, heads=2, steps=100, batch=8, rate=4e-3),
-    continuations=50, answers=20, new=24, tree_prompts=1, latency_new=24, rounds=2,
+    lesson=LessonRecipe(samples=60, answer_tokens=32), answers=20, new=24, tree_prompts=1, latency_new=24, rounds=2,
 )  # fmt: skip
 
 
@@ -149,32 +153,29 @@ def _train(scale: Scale, home: Path) -> Trained:
     seen = [piece for seen, _ in pieces.values() for piece in seen]
     random.Random(0).shuffle(seen)
     text = b"".join(seen)
-    target = (_build(scale.target, home / "target"), trained(scale.target, text))
-    written = _written(scale, target, seen)
-    drafts = []
-    for name, recipe, lesson in (("draft", scale.draft, text), ("distilled", scale.distilled, written)):
-        drafts.append(f"{_build(recipe, home / name)}:{trained(recipe, lesson)}")
-    return Trained(target, tuple(drafts), {name: held_out for name, (_, held_out) in pieces.items()})
+    target = (_build(scale.target.model(), home / "target"), trained(scale.target, text))
+    draft = f"{_build(scale.draft.model(), home / 'draft')}:{trained(scale.draft, text)}"
+    distilled = _build(_distilled(scale, target, text), home / "distilled")
+    held_out = {name: held_out for name, (_, held_out) in pieces.items()}
+    return Trained(target, (draft, str(distilled)), held_out)
 
 
-def _build(recipe: Recipe, folder: Path) -> Path:
-    return compile_serving(recipe.model(), Cluster.local(1), cache=CACHE, longest=512).save(folder)
+def _build(model: nn.Module, folder: Path) -> Path:
+    return compile_serving(model, Cluster.local(1), cache=CACHE, longest=512).save(folder)
 
 
-def _written(scale: Scale, target: tuple[Path, Path], seen: Sequence[bytes]) -> bytes:
-    """What the target writes after beginnings it has seen, half of it as it likes best, half drawn."""
-    kept = target[1].with_suffix(f".{scale.continuations}.written")
-    if not kept.is_file():
-        chance = random.Random(1)
-        prompts = [_prompt(chance, chance.choice(seen)) for _ in range(scale.continuations)]
-        engine = load_engine(target[0], Settings(step_sequences=32), weights=target[1])
-        half, lesson = len(prompts) // 2, bytearray()
-        for temperature, some in ((0.0, prompts[:half]), (1.0, prompts[half:])):
-            params = SamplingParams(temperature=temperature, max_tokens=128, seed=1)
-            for prompt, (one,) in zip(some, generate(engine, some, params), strict=True):
-                lesson += bytes([*prompt, *one.tokens])
-        kept.write_bytes(lesson)
-    return kept.read_bytes()
+def _distilled(scale: Scale, target: tuple[Path, Path], text: bytes) -> nn.Module:
+    """The second draft, with its weights."""
+    recipe = scale.distilled
+    draft = recipe.model()
+    how = TrainingRecipe(recipe.steps, recipe.batch, recipe.rate, "bfloat16")
+    work = KEPT / f"distilled-{target[1].stem}-{scale.lesson.samples}"
+    found = distill(Teacher(*target), draft, np.frombuffer(text, np.uint8), scale.lesson, how, work)
+    print(
+        f"the distilled draft: {100 * found.agreement:.1f} % of the target's tokens are its likeliest",
+        flush=True,
+    )
+    return draft
 
 
 def _prompt(chance: random.Random, piece: bytes) -> list[int]:
