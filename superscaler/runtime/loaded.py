@@ -6,12 +6,14 @@ that returns the outputs by name.
 """
 
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 
 from superscaler.errors import BuildError
 from superscaler.ir.tensor import Role
@@ -22,14 +24,18 @@ from superscaler.runtime.data.piece import cut
 from superscaler.runtime.everyone import Everyone
 from superscaler.runtime.host_memory import keep_freed_memory
 from superscaler.runtime.own_part import own_parts
-from superscaler.runtime.ranks import check_world, choose_device, join_ranks, leave, meet
+from superscaler.runtime.ranks import check_world, choose_device, default_store, join_ranks, leave, meet
 from superscaler.runtime.safetensors_files import TensorFiles
 from superscaler.runtime.session import load_module, make_runtime
 from superscaler.runtime.stored_tensor import Runs, StoredTensor
+from superscaler.runtime.waits import Waits
+from superscaler.runtime.watchdog import Watchdog
 from superscaler.runtime.weights import WEIGHTS, WEIGHTS_FILE, load_weights
 
 _KEPT_SIZES = 256
 """For so many shapes of inputs a program remembers what it is for them."""
+_NUMBERS = count()
+"""Of the programs on several devices that this process loads; ranks load the same ones in the same order."""
 
 
 class _Program:
@@ -58,6 +64,10 @@ class _Program:
         is_compiled: bool,
     ) -> None:
         self._has_joined = has_joined
+        self._waits, self._watchdog = Waits(device), None
+        if build.world_size > 1:
+            store = PrefixStore(f"superscaler program {next(_NUMBERS)}", default_store())
+            self._watchdog = Watchdog(store, rank, build.world_size, self._waits, timeout, build.folder)
         self.build, self.rank, self.device = build, rank, device
         self._everyone = Everyone(build, rank, device, timeout)
         self._source = weights
@@ -70,7 +80,7 @@ class _Program:
         """Training steps the weights have seen."""
         self.notes = start.notes
         """What a user should know of how the weights were read."""
-        self._runtime = make_runtime(build, rank, device, timeout)
+        self._runtime = make_runtime(build, rank, device, timeout, self._waits)
         self._module = load_module(build.folder, build.program_of(rank))
         self.is_compiled = is_compiled
         """Whether what layers compute goes through `torch.compile`."""
@@ -191,6 +201,8 @@ class _Program:
 
     def close(self) -> None:
         """Leave the other ranks, if it was `load` that joined them; other builds cannot run after that."""
+        if self._watchdog:
+            self._watchdog.close()
         if self._has_joined:
             leave()
 
@@ -220,6 +232,7 @@ class TrainingProgram(_Program):
         """
         micro_batches = self._micro_batches(batch, is_own)
         self.steps += 1
+        self._waits.step = self.steps
         with torch.no_grad():
             outputs = self._module.train_step(
                 self.weights, self.state, micro_batches, self.steps, self._runtime
@@ -281,7 +294,8 @@ def load(
     """Load a build, to run it in a loop of one's own; of a build for several devices, every rank does so.
 
     The ranks are those of the default process group of torch.distributed. Where there is none yet, it is made as
-    torchrun's environment variables say, with nccl on GPUs and gloo on CPUs.
+    torchrun's environment variables say, with nccl on GPUs and gloo on CPUs. A communication that takes longer than the
+    timeout ends all ranks, and one of them prints which rank is missing, and where each is.
 
     Args:
         folder: A build folder.

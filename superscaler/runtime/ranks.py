@@ -80,6 +80,11 @@ def join_ranks(build: Build, rank: int, backend: str, timeout: float) -> Any:
     return store
 
 
+def default_store() -> Any:
+    """The store of the default process group, which all ranks share."""
+    return dist.distributed_c10d._get_default_store()
+
+
 def meet() -> None:
     """Return once every rank of the plan is here."""
     if dist.is_initialized():

@@ -39,10 +39,12 @@ def torchrun(
     return _start(folder, suffix, [*command, str(folder / "train.py")], options, {})
 
 
-def ranks_alone(folder: Path, ranks: int, *options: object) -> list[subprocess.Popen]:
+def ranks_alone(
+    folder: Path, ranks: int, *options: object, script: str = "train.py"
+) -> list[subprocess.Popen]:
     """The ranks without torchrun, which would end the others when one ends; their output in ``out0.txt`` and so on."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-    command = [str(folder / "train.py")]
+    command = [str(folder / script)]
     return [
         _start(folder, str(rank), command, options, {**shared, "RANK": str(rank)}) for rank in range(ranks)
     ]
