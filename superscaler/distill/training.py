@@ -24,6 +24,8 @@ from superscaler.serve.compile import trace_language_model
 
 _HELD_OUT = 20
 """One sample of so many is not trained on."""
+_TOLD = 20
+"""How often it is told how far the lesson is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,8 @@ def distill(
         )
     path = work / "lesson.safetensors"
     is_new = write_lesson(
-        path, teacher, text, lesson,
-        lambda done: tell(f"the model has written {done} of {lesson.samples} samples"),
-    )  # fmt: skip
+        path, teacher, text, lesson, lambda done: _tell_progress(done, lesson.samples, tell)
+    )
     tell(f"{path}: {'written' if is_new else 'used again'}")
     samples = load_file(path)
     is_held_out = torch.arange(lesson.samples) % _HELD_OUT == 0
@@ -103,6 +104,12 @@ def distill(
     _train(draft, seen, training, work, tell)
     found = agreement(draft, held_out["tokens"], held_out["likely"], lesson.prompt_tokens - 1)
     return Distilled(found, len(seen["tokens"]))
+
+
+def _tell_progress(done: int, samples: int, tell: Callable[[str], None]) -> None:
+    """Now and then."""
+    if done * _TOLD // samples > (done - 1) * _TOLD // samples:
+        tell(f"the model has written {done} of {samples} samples")
 
 
 def _check_vocab(draft: nn.Module, teacher: Teacher) -> None:
