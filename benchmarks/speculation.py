@@ -86,7 +86,7 @@ FULL = Scale(
     target=Recipe(layers=12, width=512, heads=8, steps=600),
     draft=Recipe(layers=1, width=96, heads=4, steps=600, rate=3e-3),
     distilled=Recipe(layers=1, width=128, heads=4, steps=4000, rate=3e-3),
-    lesson=LessonRecipe(samples=2000), answers=500, new=32, tree_prompts=4, latency_new=128, rounds=3,
+    lesson=LessonRecipe(samples=2000), answers=500, new=32, tree_prompts=12, latency_new=128, rounds=3,
 )  # fmt: skip
 QUICK = Scale(
     text=40_000,
