@@ -59,6 +59,7 @@ PLANS: dict[str, tuple[int, Callable[[Planner], None]]] = {
         2,
         recipe("pp=2,schedule=zb-h1,micro_batches=2,offload=activations"),
     ),
+    "tp=2,offload=parameters": (2, recipe("tp=2,offload=parameters")),
     "dp=2,zero=2,micro_batches=2": (2, recipe("dp=2,zero=2,micro_batches=2")),
     "dp=2,tp=2": (4, recipe("dp=2,tp=2")),
     "tp=2,sp": (2, recipe("tp=2,sp")),

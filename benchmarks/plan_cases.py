@@ -131,6 +131,13 @@ CASES = (
          "What layers leave for their backward waits in host memory; a layer's is on the device at a time."),
     Case("states and activations in host memory", "gpt", "dp=2,recompute,offload=optimizer+activations",
          "Of activations the layers' inputs alone are left, and they wait in host memory, as the states do."),
+    Case("parameters in host memory", "gpt", "tp=2,offload=parameters",
+         "A layer's parameters are fetched while the layer before it runs, in the forward and again in the backward; "
+         "the update fetches and stows those it changes."),
+    Case("states and parameters in host memory", "gpt", "dp=2,zero=1,offload=optimizer+parameters",
+         "As ZeRO-1; on the device there are the parameters of two layers at a time, and the states of none."),
+    Case("all in host memory", "gpt", "pp=2,micro_batches=4,offload=optimizer+activations+parameters",
+         "States, layers' activations and parameters wait in host memory; gradients stay on the device."),
     Case("co-shard", "gpt", "co_shard=2",
          "Heads and hidden units of each layer run in two pieces, one after another on the same device, and run "
          "again in the backward: of what lies inside a layer one piece exists at a time."),

@@ -42,7 +42,10 @@ SIZES: dict[str, dict[str, Any]] = {
 OFTEN = {"gpt": 6, "llama": 4, "moe": 3, "mbart": 4, "swin": 2, "alphafold2": 1}
 """How often each is drawn; the larger a graph, the more it costs."""
 
-OFFLOADED = ("optimizer", "activations", "optimizer+activations")
+OFFLOADED = (
+    "optimizer", "activations", "parameters", "optimizer+activations", "optimizer+parameters",
+    "optimizer+activations+parameters",
+)  # fmt: skip
 
 SCRIPT_NAMES = MappingProxyType(
     {
@@ -379,8 +382,8 @@ class _Author:
         self.say(f"p.{what}({self.selection() if self.chance(0.5) else 'p.everything()'})")
 
     def offload(self) -> None:
-        """States or activations that wait in host memory."""
-        what = self.random.choice(("offload", "offload_activations", "offload_activations"))
+        """States, activations or parameters that wait in host memory."""
+        what = self.random.choice(("offload", "offload_activations", "offload_parameters"))
         self.say(f"p.{what}({self.selection() if self.chance(0.6) else 'p.everything()'})")
 
     def move(self) -> None:

@@ -206,7 +206,9 @@ def _canonical(
             extra = (instruction.step.axis, instruction.dim, instruction.start, instruction.length)
         elif isinstance(instruction, Mask):
             extra = (instruction.step.axis,)
-        elif isinstance(instruction, ToHost | FromHost):
+        elif isinstance(instruction, FromHost):
+            extra = (instruction.group >= 0,)
+        elif isinstance(instruction, ToHost):
             extra = ()
         else:
             extra = (id(instruction),)

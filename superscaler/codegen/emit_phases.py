@@ -11,6 +11,7 @@ from superscaler.codegen.name_tables import NameTables
 from superscaler.codegen.offload import Move, moved_together
 from superscaler.codegen.printed_program import PrintedProgram
 from superscaler.codegen.program import Collective, FromHost, Instruction, Part, ToHost
+from superscaler.codegen.stream import streamed_groups
 from superscaler.ir.graph import Phase
 
 ORDER = (
@@ -18,6 +19,7 @@ ORDER = (
     "saved",
     "p",
     "gathered",
+    "fetched",
     "state",
     "grads",
     "kept",
@@ -197,7 +199,8 @@ class _Writer:
         source = next(other for other in partner.calls if other.key == call.key)
         kept = [self.bodies.value(source, partner, place) for place in self.bodies.signature(partner).saved]
         passed = {self.bodies.value(call, block, place) for place in self.bodies.signature(block).saved}
-        begins = isinstance(call.instructions[0], FromHost)
+        first = call.instructions[0]
+        begins = isinstance(first, FromHost) and first.group < 0
         moves = {i.read: i for i in moved_together(call.instructions, FromHost)[0]} if begins else {}
         is_whole = moves.keys() >= set(kept) and passed.isdisjoint(moves)
         return [moves[name] for name in dict.fromkeys((*kept, *moves))] if is_whole else []
@@ -250,6 +253,7 @@ class _Writer:
         for name in map(self._dict_name, self.bodies.saving(part)):
             function.add(f"{name} = {{}}")
         self._gather_ahead(function, part)
+        self._fetch_ahead(function, part)
         for name, (call, block, place) in self.bodies.inside_saved.get(part, {}).items():
             function.special[name] = f'{self._dict_name(block)}["{call.prefix}"][{place}]'
         returned = self._returned(part) if part.phase is Phase.FORWARD else []
@@ -265,7 +269,7 @@ class _Writer:
             results.append(tuple_of(names) if results else tuple_of(names)[1:-1])
         whose = f" in stage {part.stage}" if self.printed.hosts_several else ""
         docstring = f"{_WHAT[part.phase]} of one micro-batch{whose}."
-        parameters = [name for name in ORDER if name in function.needs - {"gathered"}]
+        parameters = [name for name in ORDER if name in function.needs - {"gathered", "fetched"}]
         parameters += [name for name in self.prepared_names.values() if name in function.used]
         lines = function.source(parameters, docstring, ", ".join(results))
         if not any(isinstance(step, Loop) for step in self.bodies.steps[part]):
@@ -286,6 +290,18 @@ class _Writer:
         axis = function.sizes.axis(gathers[0].step.axis)
         function.add(
             f"gathered = rt.gather_ahead({function.use('p')}, {table}, {axis}{along})",
+            "each while what came before it is used",
+        )
+
+    def _fetch_ahead(self, function: Function, part: Part) -> None:
+        """Append where the parameters come from that travel from host memory ahead of their use."""
+        groups = [[i.read for i in group] for group in streamed_groups(self.printed.bodies[part])]
+        if not groups:
+            return
+        table = self.tables.groups(groups, f"FETCHED_{part.phase.name}")
+        function.use("rt")
+        function.add(
+            f"fetched = rt.fetch_ahead({function.use('p')}, {table})",
             "each while what came before it is used",
         )
 

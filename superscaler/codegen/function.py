@@ -34,7 +34,7 @@ from superscaler.planner.steps import StepKind
 
 RESERVED = (
     "p", "at", "rt", "ops", "torch", "F", "batch", "grads", "kept", "state", "saved", "mb", "step", "key", "layer",
-    "blocks", "name", "accumulate", "pieces", "gathered",
+    "blocks", "name", "accumulate", "pieces", "gathered", "fetched",
 )  # fmt: skip
 _CHAIN = 80
 """Longest chain of calls on one line, in characters."""
@@ -91,6 +91,8 @@ class Function:
         self._here = 0
         self._items: Sequence[Any] = ()
         self._moves: dict[str, list[Move]] = {}
+        self._fetched: dict[str, list[str]] = {}
+        """Parameter fetched from host memory -> those that came with it."""
 
     # values
 
@@ -201,14 +203,18 @@ class Function:
     def _takes_memory(self, instruction: Instruction) -> bool:
         """Whether an instruction makes new memory on the device."""
         if isinstance(instruction, FromHost):
-            return instruction is self._moved_with(instruction)[0]
+            is_ahead = instruction.group >= 0
+            return instruction is (self._group_of if is_ahead else self._moved_with)(instruction)[0]
         return not (
             isinstance(instruction, Keep | ToHost)
             or (isinstance(instruction, Compute) and is_view(instruction))
         )
 
     def forget(self) -> None:
-        """Append ``del`` of values nobody needs any more, once they are worth it together."""
+        """Append ``del`` of values nobody needs any more, once they are worth it together.
+
+        Parameters fetched together lie in one piece of memory, and are worth it once nobody needs any of them.
+        """
         if self._inline:  # an expression that reads some of them is still to be written
             return
         program = self.printed.program
@@ -220,9 +226,16 @@ class Function:
             and self._last.get(value, -1) < self._here
             and self._root.get(value, value) not in held
         ]
-        if sum(map(self.printed.num_bytes, gone)) < self.printed.large_bytes:
+        used = {name for name in self._fetched if name in self.scope.names} - set(gone)
+        gone = [value for value in gone if used.isdisjoint(self._fetched.get(value, ()))]
+        ends = self._here == len(self._items) - 1
+        if ends:  # what is left goes with the function
+            gone = [value for value in gone if value not in self._fetched]
+        size = sum(map(self.printed.num_bytes, gone))
+        if not gone or (size < self.printed.large_bytes and self._fetched.keys().isdisjoint(gone)):
             return
-        self.add(f"del {', '.join(self.scope.names[value] for value in gone)}")
+        names = ", ".join(self.scope.names[value] for value in gone)
+        self.add(f"del ({names})" if len(names) + len(INDENT) * self.indent + 4 > WIDTH else f"del {names}")
         for value in gone:
             self.scope.release(value)
 
@@ -244,7 +257,7 @@ class Function:
                 self._compute(instruction, following)
             case Collective(is_started=True):
                 self._start(instruction)
-            case Collective(group=group) if group >= 0:
+            case Collective(group=group) | FromHost(group=group) if group >= 0:
                 self._take_group(instruction)
             case Collective():
                 self._collective(instruction)
@@ -442,14 +455,23 @@ class Function:
         part = "own piece of the sum" if step.kind is StepKind.REDUCE_SCATTER else "sum"
         self.add(call, f"{part} {self.shape(instruction.write)}")
 
-    def _take_group(self, instruction: Collective) -> None:
-        """Parameters that were joined while those before them were used."""
-        group = [i for i in self._items if isinstance(i, Collective) and i.group == instruction.group]
+    def _take_group(self, instruction: Collective | FromHost) -> None:
+        """Parameters that were joined or fetched while those before them were used."""
+        group = self._group_of(instruction)
         if instruction is not group[0]:
             return
         names = [self.bind(i.write) for i in group]
         self._fresh.update(i.write for i in group)
-        self.unpack(names, f"next({self.use('gathered')})", f"joined over {instruction.step.axis}")
+        if isinstance(instruction, Collective):
+            self.unpack(names, f"next({self.use('gathered')})", f"joined over {instruction.step.axis}")
+        else:
+            self._fetched.update((i.write, [i.write for i in group]) for i in group)
+            self.unpack(names, f"next({self.use('fetched')})", "from host memory")
+
+    def _group_of(self, instruction: Collective | FromHost) -> list[Collective | FromHost]:
+        """What travels together ahead of its use, an instruction among it."""
+        kind = type(instruction)
+        return [i for i in self._items if isinstance(i, kind) and i.group == instruction.group]
 
     def _may_overwrite(self, value: str, by: Instruction | None = None) -> bool:
         """Whether the memory of a value belongs to it alone from here on, and to what `by` makes of it."""

@@ -51,8 +51,8 @@ def describe(instruction: Instruction) -> str:
             return f"{write} <- store({read})"
         case ToHost(read=read, write=write):
             return f"{write} = to_host({read})"
-        case FromHost(read=read, write=write):
-            return f"{write} = to_device({read})"
+        case FromHost(read=read, write=write, group=group):
+            return f"{write} = {f'group {group}: ' if group >= 0 else ''}to_device({read})"
         case Free(values=values):
             return f"free({', '.join(values)})"
 

@@ -22,6 +22,7 @@ from superscaler.codegen.program import (
     writes_of,
 )
 from superscaler.codegen.shared_memory import add_views
+from superscaler.codegen.stream import streamed_groups
 from superscaler.codegen.sum_messages import sum_messages
 from superscaler.ir.graph import Phase
 from superscaler.ir.optimizers import OPTIMIZERS
@@ -183,6 +184,8 @@ class _Account:
     """Bytes of a value's memory, where they are not those of its elements."""
     saved: set[str] = field(default_factory=set)
     """What the forward makes and the backward reads."""
+    streamed: set[str] = field(default_factory=set)
+    """Parameters on the device for a while."""
 
     def __post_init__(self) -> None:
         program = self.program
@@ -197,7 +200,8 @@ class _Account:
             if part.phase.is_repeated and name in made and made[name].phase.is_repeated and made[name] != part
         }
         for part, i in program.instructions():
-            if part.phase.is_repeated and isinstance(i, ToHost | FromHost):
+            is_streamed = isinstance(i, FromHost) and i.group >= 0
+            if part.phase.is_repeated and isinstance(i, ToHost | FromHost) and not is_streamed:
                 self.saved.add(i.read if isinstance(i, ToHost) else i.write)
         self._find_roots()
         self._find_buckets()
@@ -316,6 +320,8 @@ class _Account:
         if self.program.values[name].host:
             return "host"
         tensor = self.program.graph.tensors[self.program.values[name].tensor]
+        if name in self.streamed:
+            return "parameters"
         if name in self.program.stored:
             return "states" if tensor.role is Role.STATE else "parameters"
         if name in self.kept or tensor.name in self.gradients:
@@ -338,6 +344,8 @@ class _Account:
                 for kind in (ToHost, FromHost):
                     for group in moved_together(body, kind):
                         self._share_moved(group)
+                for group in streamed_groups(body):
+                    self._join_streamed(group)
 
     def _find_buckets(self) -> None:
         """Sums that are started lie in a bucket together, or alone where they were made.
@@ -353,6 +361,13 @@ class _Account:
                 self.root[first.write] = self._root(first.read)
             if message.is_bucket and message.is_accumulated:
                 self.root |= {i.read: first.write for i in message.sums}
+
+    def _join_streamed(self, group: Sequence[FromHost]) -> None:
+        """A group of parameters lies in one piece of memory, which stays until the last of them is freed."""
+        first = group[0].write
+        self.streamed.add(first)
+        self.sizes[first] = sum(self._size(i.write) for i in group)
+        self.root |= {i.write: first for i in group}
 
     def _share_moved(self, group: Sequence[Move]) -> None:
         """Values moved together share memory where they did before, if moving all of that is less than each alone."""

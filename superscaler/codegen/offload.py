@@ -1,11 +1,12 @@
 """Offload: what a plan keeps in host memory is fetched where an instruction reads it, and stowed where it is made.
 
-Passes over a program: for optimizer states here, for activations in `superscaler.codegen.stow`. The proof knows where
-every value is (`superscaler.codegen.row_proof`), so that a fetch that is missing is found; `fold_moves` takes away,
-for printing alone, the moves that one call of the runtime makes.
+Passes over a program: for what is updated here, for activations in `superscaler.codegen.stow`, for parameters that
+layers read in `superscaler.codegen.stream`. The proof knows where every value is (`superscaler.codegen.row_proof`), so
+that a fetch that is missing is found; `fold_moves` takes away, for printing alone, the moves that one call of the
+runtime makes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -21,8 +22,10 @@ from superscaler.codegen.program import (
     reads_of,
     with_reads,
 )
-from superscaler.codegen.stow import stow_saved
+from superscaler.codegen.stow import declare_fetched, stow_saved
+from superscaler.codegen.stream import stream
 from superscaler.ir.graph import Phase
+from superscaler.ir.tensor import Role
 from superscaler.planner.layers import layers as find_layers
 from superscaler.planner.plan import Plan
 
@@ -35,16 +38,24 @@ def offload(plan: Plan, programs: Iterable[Program]) -> tuple[Program, ...]:
     if not on_host:
         return tuple(programs)
     layers = find_layers(plan.graph, plan.placed.axes, len(plan.graph.operators)).keys()
-    return tuple(stow_saved(_offload_stored(program, on_host), on_host, layers) for program in programs)
+    return tuple(
+        stow_saved(_offload_stored(program, on_host, layers), on_host, layers) for program in programs
+    )
 
 
-def _offload_stored(program: Program, on_host: frozenset[str]) -> Program:
+def _offload_stored(program: Program, on_host: frozenset[str], layers: Collection[str]) -> Program:
     homes = {name for name in program.stored if program.values[name].tensor in on_host}
     if not homes:
         return program
     values = dict(program.values)
     values |= {name: replace(values[name], host=True) for name in homes}
-    bodies = {part: _with_moves(body, homes, values) for part, body in program.bodies.items()}
+    parameters = {n for n in homes if program.graph.tensors[values[n].tensor].role is Role.PARAMETER}
+    program = stream(replace(program, values=values), parameters, layers)
+    values = dict(program.values)
+    bodies = {
+        part: _with_moves(body, homes - parameters if part.phase.is_repeated else homes, values)
+        for part, body in program.bodies.items()
+    }
     return replace(program, values=values, bodies=bodies)
 
 
@@ -58,21 +69,21 @@ def _with_moves(
     for instruction in body:
         if isinstance(instruction, Store) and instruction.write in homes:
             if instruction.read not in stowed:
-                stowed[instruction.read] = _declare(values, instruction.read, "host")
+                stowed[instruction.read] = _declare_stowed(values, instruction.read)
                 result.append(ToHost(instruction.read, stowed[instruction.read]))
             result.append(with_reads(instruction, stowed))
             continue
         for name in reads_of(instruction):
             if name in homes and name not in fetched:
-                fetched[name] = _declare(values, name, "device")
+                fetched[name] = declare_fetched(values, name)
                 result.append(FromHost(name, fetched[name]))
         result.append(with_reads(instruction, fetched))
     return tuple(result)
 
 
-def _declare(values: dict[str, LocalValue], name: str, place: str) -> str:
-    moved = f"{name}|{place}"
-    values[moved] = replace(values[name], name=moved, host=place == "host")
+def _declare_stowed(values: dict[str, LocalValue], name: str) -> str:
+    moved = f"{name}|host"
+    values[moved] = replace(values[name], name=moved, host=True)
     return moved
 
 
@@ -95,9 +106,12 @@ def fold_moves(program: Program, in_place: Mapping[str, str]) -> Program:
 
 
 def moved_together(body: Sequence[Instruction], kind: type[ToHost] | type[FromHost]) -> list[list[Move]]:
-    """The moves of a kind that follow each other without another instruction between; one call makes them."""
+    """The moves of a kind that follow each other without another instruction between; one call makes them.
+
+    What is fetched ahead of its use is none of them.
+    """
     told = (instruction for instruction in body if not isinstance(instruction, Free))
-    runs = groupby(told, lambda instruction: isinstance(instruction, kind))
+    runs = groupby(told, lambda i: isinstance(i, kind) and not (isinstance(i, FromHost) and i.group >= 0))
     return [[i for i in run if isinstance(i, kind)] for is_move, run in runs if is_move]
 
 

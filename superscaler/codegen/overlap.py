@@ -15,6 +15,7 @@ from itertools import groupby
 from superscaler.codegen.program import (
     Await,
     Collective,
+    FromHost,
     Instruction,
     Keep,
     Part,
@@ -30,7 +31,8 @@ from superscaler.planner.steps import StepKind
 def overlap(plan: Plan, programs: Iterable[Program]) -> tuple[Program, ...]:
     """Start communication early and wait for it late, wherever nothing needs its result in between."""
     layers = find_layers(plan.graph, plan.placed.axes, len(plan.graph.operators))
-    return tuple(_Overlap(program, layers.keys()).result() for program in programs)
+    on_host = plan.placed.on_host
+    return tuple(_Overlap(program, layers.keys(), on_host).result() for program in programs)
 
 
 @dataclass
@@ -38,6 +40,8 @@ class _Overlap:
     program: Program
     layers: Collection[str]
     """Modules."""
+    on_host: Collection[str]
+    """Tensors, whose pieces go ahead from host memory, and are gathered once they are here."""
 
     def result(self) -> Program:
         """The program, with the marks on its collectives."""
@@ -125,7 +129,8 @@ class _Overlap:
 
     def _may_go_ahead(self, instruction: Collective) -> bool:
         is_stored = instruction.read in self.program.stored
-        return instruction.step.kind is StepKind.ALL_GATHER and is_stored and self._stays_within(instruction)
+        is_here = is_stored and self.program.values[instruction.read].tensor not in self.on_host
+        return instruction.step.kind is StepKind.ALL_GATHER and is_here and self._stays_within(instruction)
 
     def _layer(self, value: str) -> str:
         """The layer a parameter or gradient belongs to; empty where it belongs to none."""
@@ -160,11 +165,12 @@ def arriving(body: Sequence[Instruction]) -> dict[int, list[str]]:
 
 
 def coming(body: Sequence[Instruction]) -> dict[int, list[str]]:
-    """Place of the first gather of a group -> what the next group, which sets out there, writes."""
-    groups: dict[int, list[str]] = {}
-    first: dict[int, int] = {}
+    """Place of the first of a group -> what the next group, which sets out there, writes; of gathers or fetches."""
+    groups: dict[tuple[type, int], list[str]] = {}
+    first: dict[tuple[type, int], int] = {}
     for place, instruction in enumerate(body):
-        if isinstance(instruction, Collective) and instruction.group >= 0:
-            groups.setdefault(instruction.group, []).append(instruction.write)
-            first.setdefault(instruction.group, place)
-    return {place: groups.get(number + 1, []) for number, place in first.items()}
+        if isinstance(instruction, Collective | FromHost) and instruction.group >= 0:
+            key = type(instruction), instruction.group
+            groups.setdefault(key, []).append(instruction.write)
+            first.setdefault(key, place)
+    return {place: groups.get((kind, number + 1), []) for (kind, number), place in first.items()}

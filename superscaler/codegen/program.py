@@ -190,6 +190,8 @@ class FromHost:
 
     read: str
     write: str
+    group: int = -1
+    """Of parameters: in which group of the body it travels, while the group before is used; -1: none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,8 @@ class RowProof:
     """Results of reductions that were started and not waited for, oldest first."""
     gathered: dict[Part, Collective] = field(default_factory=dict)
     """The last gather of a group."""
+    fetched: dict[Part, int] = field(default_factory=dict)
+    """The last group fetched from host memory."""
     freed: set[str] = field(default_factory=set)
     stored: set[str] = field(default_factory=set)
     ran: Counter[str] = field(default_factory=Counter)
@@ -277,6 +279,7 @@ class RowProof:
             case ToHost(read=read, write=write):
                 self._write(write, replace(self._read(read), host=True))
             case FromHost(read=read, write=write):
+                self._note_fetch(instruction)
                 self._write(write, replace(self._read(read, host=True), host=False))
             case Keep():
                 self._keep(instruction)
@@ -511,15 +514,26 @@ class RowProof:
         if instruction.step.kind is not StepKind.ALL_GATHER or instruction.read not in self.program.stored:
             self.fault("gathers ahead what is not stored")
         last = self.gathered.get(self.part)
-        number = -1 if last is None else last.group
-        if instruction.group not in (max(number, 0), number + 1):
-            self.fault(f"gathers group {instruction.group} after group {number}")
+        self._check_next_group(instruction.group, -1 if last is None else last.group, "gathers")
         if last is not None and (last.step.axis, last.step.after.mesh) != (
             instruction.step.axis,
             instruction.step.after.mesh,
         ):
             self.fault(f"gathers over {instruction.step.axis!r} in one row with {last.step.axis!r}")
         self.gathered[self.part] = instruction
+
+    def _note_fetch(self, instruction: FromHost) -> None:
+        """What is fetched ahead of its use must be there all the while, and come in the order of its groups."""
+        if instruction.group < 0:
+            return
+        if not self.phase.is_repeated or instruction.read not in self.program.stored:
+            self.fault("fetches ahead what is not stored, or what an update may change meanwhile")
+        self._check_next_group(instruction.group, self.fetched.get(self.part, -1), "fetches")
+        self.fetched[self.part] = instruction.group
+
+    def _check_next_group(self, group: int, last: int, verb: str) -> None:
+        if group not in (max(last, 0), last + 1):
+            self.fault(f"{verb} group {group} after group {last}")
 
     def _is_complete(self, name: str) -> bool:
         """Whether a value is kept for one reader in the update: so it may be overwritten since the last micro-batch."""

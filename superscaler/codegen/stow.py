@@ -8,11 +8,9 @@ no more than a layer's activations are on the device at a time.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import groupby
 
-from superscaler.codegen.modules import modules_of
+from superscaler.codegen.layer_runs import LayerRun, layer_runs
 from superscaler.codegen.program import (
-    Free,
     FromHost,
     Instruction,
     Keep,
@@ -39,14 +37,6 @@ def stow_saved(program: Program, on_host: Collection[str], layers: Collection[st
         layers: Module paths of layers.
     """
     return _Stow(program, on_host, layers).result()
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Instructions of a body that follow each other and belong to one layer, or to none."""
-
-    layer: str
-    instructions: tuple[Instruction, ...]
 
 
 @dataclass
@@ -91,7 +81,7 @@ class _Stow:
         return table
 
     def _stow(self, part: Part, stowed: Mapping[str, str]) -> tuple[Instruction, ...]:
-        runs = self._runs(part)
+        runs = layer_runs(self.program, self.program.bodies[part], self.layers)
         ends: dict[int, list[Instruction]] = {}
         for name, end in _ends(runs).items():
             if name in stowed:
@@ -101,36 +91,25 @@ class _Stow:
 
     def _fetch(self, part: Part, stowed: Mapping[str, str]) -> tuple[Instruction, ...]:
         result: list[Instruction] = []
-        for run in self._runs(part):
+        for run in layer_runs(self.program, self.program.bodies[part], self.layers):
             read = (name for i in run.instructions for name in reads_of(i) if name in stowed)
-            fetched = {name: self._declare(name) for name in dict.fromkeys(read)}
+            fetched = {name: declare_fetched(self.values, name) for name in dict.fromkeys(read)}
             result += [FromHost(stowed[name], fetched[name]) for name in fetched]
             result += [with_reads(instruction, fetched) for instruction in run.instructions]
         return tuple(result)
 
-    def _declare(self, name: str) -> str:
-        """One more copy of a value on the device."""
-        number, fetched = 1, f"{name}|device"
-        while fetched in self.values:
-            number += 1
-            fetched = f"{name}|device{number}"
-        self.values[fetched] = replace(self.values[name], name=fetched)
-        return fetched
 
-    def _runs(self, part: Part) -> list[_Run]:
-        body = [i for i in self.program.bodies[part] if not isinstance(i, Free)]
-        layers = list(map(self._layer, modules_of(self.program, body)))
-        runs = groupby(zip(layers, body, strict=True), lambda pair: pair[0])
-        return [_Run(layer, tuple(instruction for _, instruction in run)) for layer, run in runs]
-
-    def _layer(self, module: str) -> str:
-        """The layer a module lies in; empty where it lies in none."""
-        while module and module not in self.layers:
-            module = module.rpartition(".")[0]
-        return module
+def declare_fetched(values: dict[str, LocalValue], name: str) -> str:
+    """Add one more copy of a value on the device to a program's values; returns its name."""
+    number, fetched = 1, f"{name}|device"
+    while fetched in values:
+        number += 1
+        fetched = f"{name}|device{number}"
+    values[fetched] = replace(values[name], name=fetched, host=False)
+    return fetched
 
 
-def _ends(runs: Sequence[_Run]) -> dict[str, int]:
+def _ends(runs: Sequence[LayerRun]) -> dict[str, int]:
     """Value -> the run behind which it may leave the device.
 
     That is the last that reads it, if one layer alone does; else the one that makes it. So layers stay alike, and the

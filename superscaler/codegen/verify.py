@@ -194,4 +194,7 @@ def _memory_remedy(activations: int, states: int, parameters: int) -> str:
             "use zero=1 with dp to cut optimizer states, offload=optimizer to keep them in host memory, "
             "or more tp or pp"
         )
-    return "use zero=3 with dp to cut the parameters, or more tp or pp"
+    return (
+        "use zero=3 with dp to cut the parameters of training, offload=parameters to keep them in host memory, "
+        "or more tp or pp"
+    )

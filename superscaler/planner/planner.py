@@ -367,6 +367,35 @@ class Planner:
             if found:
                 self.notes.setdefault(name, []).append(f"its states are in host memory by {self.speaker}")
 
+    def offload_parameters(self, what: Selection) -> None:
+        """Keep the parameters that these operators read in host memory, from which each layer's are fetched for it.
+
+        They travel while the layer before runs, and leave the device behind the layer. An update fetches and stows
+        those it changes.
+
+        Args:
+            what: Layers, or any operators; for inference or for training.
+
+        Raises:
+            PlanError: They read no parameter.
+        """
+        line = self.speaker
+        found: set[str] = set()
+        for operator in what:
+            read = {name for name in operator.reads if self.graph.tensors[name].role is Role.PARAMETER}
+            found |= read
+            if read:
+                self.notes.setdefault(operator.name, []).append(
+                    f"{', '.join(sorted(read))} waits in host memory by {line}"
+                )
+        if not found:
+            raise PlanError(
+                f"{what.description} reads no parameter that could be kept in host memory",
+                where=line,
+                remedy="choose operators that read parameters, such as layers or p.everything()",
+            )
+        self.on_host |= found
+
     def offload_activations(self, what: Selection) -> None:
         """Let what the backward of these operators reads of the forward wait for it in host memory.
 

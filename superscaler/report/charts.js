@@ -3,7 +3,7 @@
 // What is drawn: `data` is what superscaler/report/describe.py says; times are in nanoseconds.
 const data = JSON.parse(document.getElementById("data").textContent);
 const PHASES = { P: "prepare", F: "forward", B: "backward", W: "weight gradients", U: "update" };
-const LANES = { compute: 24, communication: 13, beside: 13, messages: 13 }; // heights
+const LANES = { compute: 24, communication: 13, beside: 13, messages: 13, fetches: 13 }; // heights
 const GUTTER = 104; // left of the charts, for what lanes are called
 const TITLE = 20; // above each row
 const GAP = 12; // between rows

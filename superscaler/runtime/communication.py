@@ -13,6 +13,7 @@ from torch import Tensor
 from superscaler.errors import SuperscalerError
 from superscaler.ir.mesh import Mesh, format_devices
 from superscaler.runtime.exchange import Exchange, Move, exchange_groups, read_exchange
+from superscaler.runtime.fetched_ahead import FetchedAhead, carrier_of
 from superscaler.runtime.flat_messages import (
     apply_joined,
     buckets,
@@ -89,6 +90,7 @@ class Runtime:
         self._accumulated = Reductions()
         """Of what micro-batches add up: what they start themselves is waited for without it."""
         self._host_moves = HostMoves(self.device)
+        self._carrier = carrier_of(self.device)
         self._handed: defaultdict[tuple[int, int] | str, deque[Tensor]] = defaultdict(deque)
 
     def use_sizes(self, sizes: Mapping[str, int], exchanges: Mapping[str, Any]) -> None:
@@ -126,6 +128,17 @@ class Runtime:
     def fetch(self, *x: Tensor) -> tuple[Tensor, ...]:
         """What was stowed, on this rank's device again."""
         return self._host_moves.fetch(x)
+
+    def fetch_ahead(
+        self, source: Mapping[str, Tensor], groups: Sequence[Sequence[str]]
+    ) -> Iterator[list[Tensor]]:
+        """Groups of tensors from host memory, on this rank's device; the next is on its way while one is used.
+
+        Args:
+            source: The tensors, by name.
+            groups: The names of each group, in the order of use.
+        """
+        return FetchedAhead(source, groups, self._carrier)
 
     # collectives
 

@@ -67,8 +67,9 @@ class _Compiled:
         before = {name: self._of_layer(tensors, at) for name, tensors in dicts.items()}
         after = {name: tensors.copy() for name, tensors in before.items()}
         replaced: dict[str, Any] = {**after, "at": LAYER, "rt": self._runtime}
-        if "gathered" in given:
-            replaced["gathered"] = _Gathered(given["gathered"])
+        for ahead in ("gathered", "fetched"):
+            if ahead in given:
+                replaced[ahead] = _Ahead(given[ahead])
         self._runtime.begin(at, [(after[name], tensors) for name, tensors in dicts.items()])
         result = self._function(*(replaced.get(name, value) for name, value in given.items()))
         self._runtime.launch()
@@ -87,7 +88,7 @@ def _key_of(at: str, key: str) -> str:
     return at + key.removeprefix(LAYER) if key.startswith(f"{LAYER}.") else key
 
 
-class _Gathered:
+class _Ahead:
     """Parameters that travel ahead of their use."""
 
     def __init__(self, groups: Iterator[list[Tensor]]) -> None:
@@ -129,8 +130,9 @@ class _RuntimeOfCompiled:
         for name in _WAITING:
             setattr(self, name, self._waiting(getattr(runtime, name)))
         self.gather_ahead = self._waiting(
-            lambda *given, **named: _Gathered(runtime.gather_ahead(*given, **named))
+            lambda *given, **named: _Ahead(runtime.gather_ahead(*given, **named))
         )
+        self.fetch_ahead = self._waiting(lambda *given: _Ahead(runtime.fetch_ahead(*given)))
 
     def axis(self, name: str, stage: int | None = None) -> Axis:
         return self._axes[name, stage]

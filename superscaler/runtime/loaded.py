@@ -97,6 +97,12 @@ class _Program:
         return next((shape[0] for _, shape in self.build.inputs.values() if shape), 1)
 
     @property
+    def on_host(self) -> frozenset[str]:
+        """The names of the weights and states that lie in host memory, and are fetched where they are used."""
+        stored = self.build.program_of(self.rank).with_role(*WEIGHTS, Role.STATE)
+        return frozenset(tensor.name for tensor in stored if tensor.host)
+
+    @property
     def own_shapes(self) -> dict[str, tuple[int, ...]]:
         """The inputs this rank reads, and the shape of its own part of each; none where its stage reads no input."""
         return {name: part.shape for name, part in self._parts.items()}

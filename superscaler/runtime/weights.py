@@ -96,14 +96,15 @@ def _weight(
 ) -> Tensor:  # fmt: skip
     """A rank's piece of a tensor: of the files given, else of the build, else as initialised."""
     if given is not None and (names := names_in(given, tensor)):
-        return _read_tied(given, names, tensor, rank).to(device, tensor.dtype)
+        return _put(tensor, _read_tied(given, names, tensor, rank), device)
     for files in filter(None, (own, given)):
         if tensor.source in files.headers:
-            return files.read(tensor.source, tensor.runs(rank)).to(device, tensor.dtype)
-    return initialise(
+            return _put(tensor, files.read(tensor.source, tensor.runs(rank)), device)
+    made = initialise(
         build.initialisers[tensor.source], tensor.region(rank), tensor.layout.sizes, tensor.local_shape(rank),
         tensor.dtype, device, seed, tensor.source,
     )  # fmt: skip
+    return _put(tensor, made, device)
 
 
 def _read_tied(files: TensorFiles, names: Sequence[str], tensor: StoredTensor, rank: int) -> Tensor:
@@ -125,8 +126,9 @@ def _zero_states(build: Build, rank: int, device: torch.device) -> dict[str, Ten
 
 def _put(tensor: StoredTensor, piece: Tensor, device: torch.device) -> Tensor:
     """A piece where the program wants it: on the device, or in host memory."""
-    piece = piece.to(tensor.dtype)
-    return in_host_memory(piece, device) if tensor.host else piece.to(device)
+    if tensor.host:
+        return in_host_memory(piece.to(tensor.dtype), device)
+    return piece.to(device, tensor.dtype)
 
 
 def _check_all_known(build: Build, given: TensorFiles | None, own: TensorFiles | None) -> None:

@@ -14,12 +14,14 @@ from superscaler.codegen.program import (
     Collective,
     Exchange,
     Free,
+    FromHost,
     Instruction,
     Part,
     Program,
     Receive,
     Send,
 )
+from superscaler.codegen.stream import streamed_groups
 from superscaler.codegen.sum_messages import SumMessage, sum_messages
 from superscaler.ir.mesh import Mesh
 from superscaler.simulator.instruction_seconds import InstructionPrices
@@ -77,6 +79,14 @@ class TakeGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeFetched:
+    """Wait for a group of parameters from host memory, and set the next group on its way."""
+
+    group: int
+    next_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Give:
     """A message to devices of other rows, or of this one; the program goes on."""
 
@@ -93,7 +103,7 @@ class Take:
     rows: tuple[int, ...]
 
 
-Action = Work | Meet | Start | Wait | WaitAccumulated | TakeGroup | Give | Take
+Action = Work | Meet | Start | Wait | WaitAccumulated | TakeGroup | TakeFetched | Give | Take
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +154,9 @@ class _Body:
         """What has been started and not waited for."""
         self.departed: list[SumMessage] = []
         """Messages that have set out, of what the body itself starts."""
+        self.fetches: list[float] = []
+        """Seconds of each group of parameters from host memory."""
+        self.first_fetched: set[str] = set()
         self.setting_out: dict[int, list[SumMessage]] = {}
         for message in self.messages:
             self.setting_out.setdefault(message.place, []).append(message)
@@ -154,6 +167,7 @@ class _Body:
         groups = self._groups(body)
         if groups:
             self._take(-1, groups[0], groups[0][0].step.axis)
+        self._fetch_first(body)
         last = {} if self.part.phase.is_repeated else {self._kind(i): i for i in body if _is_waited_for(i)}
         for place, instruction in enumerate(body):
             if isinstance(instruction, Await):
@@ -162,6 +176,8 @@ class _Body:
                 continue
             if isinstance(instruction, Collective) and instruction.group >= 0:
                 self._take_group(instruction, groups)
+            elif isinstance(instruction, FromHost) and instruction.group >= 0:
+                self._take_fetched(instruction)
             elif isinstance(instruction, Collective) and instruction.is_started:
                 self.started.append(instruction.write)
             elif last and _is_waited_for(instruction):
@@ -180,6 +196,26 @@ class _Body:
         """Wait for a group of gathers, and set the next on its way."""
         seconds = self._beside(str(coming[0].step), self._together(coming), axis) if coming else 0.0
         self.found.append(TakeGroup(group, seconds, axis))
+
+    def _fetch_first(self, body: Sequence[Instruction]) -> None:
+        """Set the first group of parameters on its way from host memory."""
+        groups = streamed_groups(body)
+        self.fetches = [sum(self.prices.seconds(self.program, i) for i in group) for group in groups]
+        self.first_fetched = {group[0].write for group in groups}
+        if groups:
+            self._fetch(-1)
+
+    def _take_fetched(self, instruction: FromHost) -> None:
+        if instruction.write in self.first_fetched:
+            self._fetch(instruction.group)
+
+    def _fetch(self, group: int) -> None:
+        """Wait for a group, and set the next on its way; where cores also copy, they do that at once."""
+        coming = self.fetches[group + 1] if group + 1 < len(self.fetches) else 0.0
+        if self.prices.prices.cluster.transport.takes_cores:
+            self._add(Work(coming))
+        else:
+            self.found.append(TakeFetched(group, coming))
 
     def _beside(self, name: str, seconds: float, axis: str) -> float:
         """What of a communication goes on beside computing; where cores do both, they wait for it at once."""

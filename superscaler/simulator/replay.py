@@ -3,7 +3,8 @@
 The devices of a row run one program alike, so each row is replayed once, however many devices it has. A message
 leaves when its sender reaches it, one after another on the sender's link, and a receiver waits for it. A collective
 that a program waits for begins when all rows that take part are there, and after those over the same mesh axis that
-were started before it; those over others have communicators of their own, and do not hold it up.
+were started before it; those over others have communicators of their own, and do not hold it up. Copies from host
+memory have a stream of their own.
 """
 
 from collections import deque
@@ -20,6 +21,7 @@ from superscaler.simulator.actions import (
     Meet,
     Start,
     Take,
+    TakeFetched,
     TakeGroup,
     Wait,
     WaitAccumulated,
@@ -36,6 +38,8 @@ class Stream(StrEnum):
     BESIDE = "beside"
     """Communication that was started, and goes on while the program computes."""
     LINK = "messages"
+    FETCHES = "fetches"
+    """Copies from host memory that go on while the program computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,10 @@ class _Row:
     """When the sums of what micro-batches have added up end."""
     gathered: dict[int, float] = field(default_factory=dict)
     """When groups of gathers are there."""
+    host_until: float = 0.0
+    """When what is copied from host memory is there."""
+    fetched: dict[int, float] = field(default_factory=dict)
+    """When groups of it are there."""
     spans: list[Span] = field(default_factory=list)
 
 
@@ -122,6 +130,7 @@ class _Replay:
         last = {Part(task.phase, task.stage): place for place, task in enumerate(given.tasks)}
         for place, task in enumerate(given.tasks):
             row.gathered.clear()
+            row.fetched.clear()
             part = Part(task.phase, task.stage)
             is_last = part in given.last and last[part] == place
             for action in (given.last if is_last else given.actions).get(part, ()):
@@ -155,6 +164,17 @@ class _Replay:
                         row.gathered[group + 1] = self._begin(
                             number, task, "gather ahead", next_seconds, axis
                         )
+                    case TakeFetched(group, next_seconds):
+                        self._fetch(number, task, group, next_seconds)
+
+    def _fetch(self, number: int, task: Task, group: int, next_seconds: float) -> None:
+        """Wait for a group from host memory, while the next sets out behind it."""
+        row = self.rows[number]
+        start = max(row.clock, row.host_until)
+        row.clock = max(row.clock, row.fetched.pop(group, 0.0))
+        row.host_until = row.fetched[group + 1] = start + next_seconds
+        if next_seconds:
+            row.spans.append(Span(number, Stream.FETCHES, task, "fetch ahead", start, row.host_until))
 
     def _arrival(self, channel: str, sender: int, receiver: int) -> Iterator[_Channel]:
         key = channel, sender, receiver

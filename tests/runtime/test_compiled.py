@@ -47,6 +47,7 @@ PLANS = [
     "cp=2",
     "co_shard=2,dp=2",
     "dp=2,offload=activations",
+    "dp=2,offload=parameters",
     "pp=2,micro_batches=2",  # a layer per stage, which has no function of its own
     "dp=2,zero=3,pp=2,micro_batches=2",
 ]

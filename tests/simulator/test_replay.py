@@ -11,7 +11,17 @@ from superscaler.planner.schedule import Task
 from superscaler.planner.schedules import gpipe, one_f_one_b, zb_h1
 from superscaler.planner.task_graph import task_graph
 from superscaler.planner.timeline import timeline
-from superscaler.simulator.actions import Give, Meet, Start, Take, TakeGroup, Wait, WaitAccumulated, Work
+from superscaler.simulator.actions import (
+    Give,
+    Meet,
+    Start,
+    Take,
+    TakeFetched,
+    TakeGroup,
+    Wait,
+    WaitAccumulated,
+    Work,
+)
 from superscaler.simulator.replay import RowActions, Stream, replay, whole_step
 
 FORWARD, BACKWARD, WEIGHT = Part(Phase.FORWARD, 0), Part(Phase.BACKWARD, 0), Part(Phase.WEIGHT, 0)
@@ -104,6 +114,19 @@ def test_groups_are_gathered_while_the_one_before_is_used():
     assert end_of([row]) == 2 + 5 + 1
     row = one_task(TakeGroup(-1, 2), TakeGroup(0, 9), Work(5), TakeGroup(1, 0), Work(1))
     assert end_of([row]) == 2 + 9 + 1
+
+
+def test_groups_come_from_host_memory_while_the_one_before_is_used():
+    row = one_task(TakeFetched(-1, 2), TakeFetched(0, 2), Work(5), TakeFetched(1, 0), Work(1))
+    assert end_of([row]) == 2 + 5 + 1
+    row = one_task(TakeFetched(-1, 2), TakeFetched(0, 9), Work(5), TakeFetched(1, 0), Work(1))
+    assert end_of([row]) == 2 + 9 + 1
+
+
+def test_what_comes_from_host_memory_holds_up_no_collective():
+    (spans,) = replay([one_task(TakeFetched(-1, 9), Meet("sum", 2, ()), Work(1), TakeFetched(0, 0), Work(1))])
+    assert [span.end for span in spans if span.stream is Stream.COMMUNICATION] == [2]
+    assert max(span.end for span in spans) == 9 + 1
 
 
 def test_messages_leave_one_after_another_and_the_sender_goes_on():

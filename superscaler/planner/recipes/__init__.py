@@ -10,8 +10,11 @@ from superscaler.planner.recipes.data_parallelism import data_parallel
 from superscaler.planner.recipes.expert_parallelism import expert_parallel
 from superscaler.planner.recipes.offloading import (
     offload_activations,
+    offload_everything,
     offload_optimizer,
     offload_optimizer_and_activations,
+    offload_optimizer_and_parameters,
+    offload_parameters,
 )
 from superscaler.planner.recipes.pipelines import pipeline, place_stages, scheduled_pipeline
 from superscaler.planner.recipes.plan_string import (
@@ -34,8 +37,9 @@ from superscaler.planner.recipes.tensor_parallelism import (
 
 __all__ = [
     "RECIPES", "PlanOptions", "Recipe", "apply_recipes", "co_shard_layers", "context_parallel", "data_parallel",
-    "expert_parallel", "explain_words", "gradient_sharding", "offload_activations", "offload_optimizer",
-    "offload_optimizer_and_activations", "optimizer_sharding", "parameter_sharding",
+    "expert_parallel", "explain_words", "gradient_sharding", "offload_activations", "offload_everything",
+    "offload_optimizer", "offload_optimizer_and_activations", "offload_optimizer_and_parameters",
+    "offload_parameters", "optimizer_sharding", "parameter_sharding",
     "parse_plan", "pipeline", "place_stages", "recipe", "recompute_attention", "recompute_layers",
     "recompute_stages", "said_words", "scheduled_pipeline", "sequence_parallel", "tensor_parallel",
     "tensor_parallel_axes", "words",

@@ -36,3 +36,36 @@ def offload_optimizer_and_activations(p: Planner) -> None:
     """
     offload_optimizer(p)
     offload_activations(p)
+
+
+def offload_parameters(p: Planner) -> None:
+    """Keep parameters in host memory, a layer's on the device while it is next or runs (as FlexGen, arXiv 2303.06865).
+
+    The embeddings and the head count as layers. An inference build whose parameters do not fit on the device runs
+    by this, and so does serving; caches stay on the device. In training every layer's are fetched again for its
+    backward, and for the update.
+
+    Raises:
+        PlanError: The model has no parameters.
+    """
+    p.offload_parameters(p.everything())
+
+
+def offload_optimizer_and_parameters(p: Planner) -> None:
+    """Keep optimizer states and parameters in host memory (as ZeRO-Infinity, arXiv 2104.07857).
+
+    Raises:
+        PlanError: One of the two does not exist.
+    """
+    offload_optimizer(p)
+    offload_parameters(p)
+
+
+def offload_everything(p: Planner) -> None:
+    """Keep optimizer states, layers' activations and parameters in host memory (as ZeRO-Infinity, arXiv 2104.07857).
+
+    Raises:
+        PlanError: One of the three does not exist.
+    """
+    offload_optimizer_and_activations(p)
+    offload_parameters(p)

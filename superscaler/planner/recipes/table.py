@@ -13,8 +13,11 @@ from superscaler.planner.recipes.data_parallelism import data_parallel
 from superscaler.planner.recipes.expert_parallelism import expert_parallel
 from superscaler.planner.recipes.offloading import (
     offload_activations,
+    offload_everything,
     offload_optimizer,
     offload_optimizer_and_activations,
+    offload_optimizer_and_parameters,
+    offload_parameters,
 )
 from superscaler.planner.recipes.pipelines import pipeline
 from superscaler.planner.recipes.recomputation import recompute_attention, recompute_layers, recompute_stages
@@ -134,7 +137,10 @@ RECIPES: tuple[Recipe, ...] = (
     _row("recompute=full", recompute_stages),
     _row("offload=optimizer", offload_optimizer),
     _row("offload=activations", offload_activations),
+    _row("offload=parameters", offload_parameters),
     _row("offload=optimizer+activations", offload_optimizer_and_activations),
+    _row("offload=optimizer+parameters", offload_optimizer_and_parameters),
+    _row("offload=optimizer+activations+parameters", offload_everything),
 )
 """All recipes, in the order in which a plan string's are applied."""
 

@@ -101,27 +101,28 @@ def update_fetching(
     update_: Callable[..., None], ps: Sequence[Tensor], gs: Sequence[Tensor], *states_and_step: Any,
     **options: Any,
 ) -> None:  # fmt: skip
-    """An update over lists whose states lie in host memory: a few at a time are fetched, updated and stowed.
+    """An update over lists of which some lie in host memory: a few at a time are fetched, updated and stowed.
 
     Args:
         update_: What updates in place (`in_place`, `fused`).
-        ps: Parameters, on the device.
-        gs: Their gradients.
-        states_and_step: The lists of states, in host memory, and the number of the step.
+        ps: Parameters, on the device or in host memory.
+        gs: Their gradients, on the device.
+        states_and_step: The lists of states, on the device or in host memory, and the number of the step.
         options: Of the update.
     """
     *states, step = states_and_step
     start = size = 0
-    for row, held in enumerate(zip(*states, strict=True), 1):
-        size += sum(state.nbytes for state in held)
+    for row, held in enumerate(zip(ps, *states, strict=True), 1):
+        size += sum(tensor.nbytes for tensor in held)
         if size >= _CHUNK_BYTES or row == len(ps):
-            homes = [column[start:row] for column in states]
-            device = ps[start].device
-            fetched = [[state.to(device, non_blocking=True) for state in column] for column in homes]
-            update_(ps[start:row], gs[start:row], *fetched, step, **options)
+            homes = [column[start:row] for column in (ps, *states)]
+            device = gs[start].device
+            fetched = [[tensor.to(device, non_blocking=True) for tensor in column] for column in homes]
+            update_(fetched[0], gs[start:row], *fetched[1:], step, **options)
             for column, copies in zip(homes, fetched, strict=True):
                 for home, copy in zip(column, copies, strict=True):
-                    home.copy_(copy)
+                    if home is not copy:
+                        home.copy_(copy)
             start, size = row, 0
 
 

@@ -36,7 +36,9 @@ class Worker:
                 remedy="compile the model with `superscaler serve`, or superscaler.serve.compile_serving",
             )
         if not program.is_compiled:
-            program.weights = pack(program.weights)
+            # what is fetched in every step comes as it lies in host memory
+            resident = {name: x for name, x in program.weights.items() if name not in program.on_host}
+            program.weights |= pack(resident)
         self._program = program
         self._tokens, self._logits = facts["tokens"], facts["logits"]
         self.device = program.device

@@ -18,7 +18,7 @@ CACHE = CacheSize(pages=16, page_size=4)
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("plan", ["tp=2", "pp=2"])
+@pytest.mark.parametrize("plan", ["tp=2", "pp=2", "tp=2,offload=parameters"])
 def test_the_ranks_of_a_plan_answer_as_one_device_does(plan, tmp_path):
     model = language_model("qwen3")
     chance = random.Random(1)
