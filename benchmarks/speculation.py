@@ -7,9 +7,10 @@ project's own training programs; the second draft is distilled from what the tar
 * *tokens per step*: of trees <1,1,k,1,...> with 8 levels, by family: greedy, drawn with multi-step speculative sampling
   (tokens drawn by the draft are judged by what it drew from), and drawn naively (a token is accepted if the target
   happens to draw it);
-* *latency*: seconds per token at batches of 1 to 16, without speculation and with trees as it pays, in turns.
+* *latency*: seconds per token at batches of 1 to 16, without speculation and with trees as it pays, in turns;
+* *offloaded*: the same at batch 1, with the target's weights in host memory, from where they come layer by layer.
 
-Goals: all answers the same; 1.5 times as fast at batch 1; nowhere below 0.98 times.
+Goals: all answers the same; 1.5 times as fast at batch 1, 2.6 times with offloaded weights; nowhere below 0.98 times.
 """
 
 import json
@@ -17,7 +18,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -53,9 +54,10 @@ PROMPT = 64
 BATCHES = (1, 2, 4, 8, 16)
 WIDTHS = (1, 2, 3, 4, 5)
 LEVELS = 8
-FASTER, NEVER_SLOWER = 1.5, 0.98
+FASTER, OFFLOADED_FASTER, NEVER_SLOWER = 1.5, 2.6, 0.98
 CLOCK = time.thread_time
 """Seconds that the one thread computes: what else runs on the machine is not counted."""
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class Trained:
     """The models, each a build and its weights, and what they have not seen."""
 
     target: tuple[Path, Path]
+    offloaded: Path
+    """Its build whose weights are in host memory."""
     drafts: tuple[str, ...]
     """As an option wants them; the distilled one is the last."""
     held_out: Mapping[str, list[bytes]]
@@ -117,11 +121,11 @@ class Trained:
         each = [self.prompts(family, -(-count // len(self.held_out))) for family in self.held_out]
         return [prompt for together in zip(*each, strict=True) for prompt in together][:count]
 
-    def engine(self, **settings: Any) -> Engine:
+    def engine(self, clock: Clock = CLOCK, is_offloaded: bool = False, **settings: Any) -> Engine:
         """One that serves the target."""
         folder, weights = self.target
-        worker = Worker(load_alone(folder, "cpu", weights))
-        return make_engine(worker, Settings(**settings), clock=CLOCK)
+        worker = Worker(load_alone(self.offloaded if is_offloaded else folder, "cpu", weights))
+        return make_engine(worker, Settings(**settings), clock=clock)
 
 
 def main() -> None:
@@ -133,15 +137,20 @@ def main() -> None:
         torch.set_num_threads(1)
         answers, same = _identity(models, scale)
         trees = _tokens_per_step(models, scale)
-        rows = _latency(models, scale)
+        rows = [_latency(models, scale, batch) for batch in BATCHES]
+        # what copies is not the thread that computes, so that all time counts
+        rows.append(
+            {"weights": "offloaded", **_latency(models, scale, 1, time.perf_counter, is_offloaded=True)}
+        )
     print_table(trees)
     kept = RESULTS / f"speculation_trees{'-quick' if options.quick else ''}.json"
     kept.write_text(json.dumps(trees, indent=1) + "\n")
-    ratios = {row["batch"]: row["times as fast"] for row in rows}
-    ok = same == answers and ratios[1] >= FASTER and min(ratios.values()) >= NEVER_SLOWER
+    ratios = [row["times as fast"] for row in rows]
+    is_faster = ratios[0] >= FASTER and ratios[-1] >= OFFLOADED_FASTER
+    ok = same == answers and is_faster and min(ratios) >= NEVER_SLOWER
     finish(
-        "speculation", ok, rows, options.quick, answers=answers, same=same, faster_at_1=ratios[1],
-        least=min(ratios.values()),
+        "speculation", ok, rows, options.quick, answers=answers, same=same, faster_at_1=ratios[0],
+        faster_offloaded=ratios[-1], least=min(ratios),
     )  # fmt: skip
 
 
@@ -157,11 +166,12 @@ def _train(scale: Scale, home: Path) -> Trained:
     draft = f"{_build(scale.draft.model(), home / 'draft')}:{trained(scale.draft, text)}"
     distilled = _build(_distilled(scale, target, text), home / "distilled")
     held_out = {name: held_out for name, (_, held_out) in pieces.items()}
-    return Trained(target, (draft, str(distilled)), held_out)
+    offloaded = _build(scale.target.model(), home / "offloaded", "offload=parameters")
+    return Trained(target, offloaded, (draft, str(distilled)), held_out)
 
 
-def _build(model: nn.Module, folder: Path) -> Path:
-    return compile_serving(model, Cluster.local(1), cache=CACHE, longest=512).save(folder)
+def _build(model: nn.Module, folder: Path, plan: str = "none") -> Path:
+    return compile_serving(model, Cluster.local(1), plan, cache=CACHE, longest=512).save(folder)
 
 
 def _distilled(scale: Scale, target: tuple[Path, Path], text: bytes) -> nn.Module:
@@ -238,35 +248,31 @@ class Naive:
         self._speculator.forget(sequence)
 
 
-def _latency(models: Trained, scale: Scale) -> list[dict[str, Any]]:
-    """Milliseconds of one thread per token of each sequence, plain and as it pays, in turns."""
-    rows: list[dict[str, Any]] = []
-    for batch in BATCHES:
-        engines = {
-            "plain": Busy(models, batch, scale.latency_new),
-            "speculative": Busy(
-                models, batch, scale.latency_new, speculate=(models.drafts[-1],), tree="auto"
-            ),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in engines}
-        for number in range(2 * scale.rounds):
-            for name in list(engines)[:: 1 if number % 2 else -1]:
-                rates[name].append(engines[name].seconds_per_token(batch * scale.latency_new))
-        kept = {name: 1e3 * batch * statistics.mean(found[scale.rounds :]) for name, found in rates.items()}
-        load = engines["speculative"].engine.load
-        drafts = max(1, load.drafts)
-        rows.append(
-            {
-                "batch": batch,
-                "plain ms": kept["plain"],
-                "speculative ms": kept["speculative"],
-                "times as fast": kept["plain"] / kept["speculative"],
-                "drafts": load.drafts,
-                "nodes a draft": load.draft_tokens / drafts,
-                "accepted a draft": load.accepted_tokens / drafts,
-            }
-        )
-    return rows
+def _latency(
+    models: Trained, scale: Scale, batch: int, clock: Clock = CLOCK, is_offloaded: bool = False
+) -> dict[str, Any]:
+    """Milliseconds per token of each sequence, plain and as it pays, in turns."""
+    ways = {"plain": {}, "speculative": {"speculate": (models.drafts[-1],), "tree": "auto"}}
+    busy = {
+        name: Busy(models, batch, scale.latency_new, clock, is_offloaded=is_offloaded, **how)
+        for name, how in ways.items()
+    }
+    rates: dict[str, list[float]] = {name: [] for name in busy}
+    for number in range(2 * scale.rounds):
+        for name in list(busy)[:: 1 if number % 2 else -1]:
+            rates[name].append(busy[name].seconds_per_token(batch * scale.latency_new))
+    kept = {name: 1e3 * batch * statistics.mean(found[scale.rounds :]) for name, found in rates.items()}
+    load = busy["speculative"].engine.load
+    drafts = max(1, load.drafts)
+    return {
+        "batch": batch,
+        "plain ms": kept["plain"],
+        "speculative ms": kept["speculative"],
+        "times as fast": kept["plain"] / kept["speculative"],
+        "drafts": load.drafts,
+        "nodes a draft": load.draft_tokens / drafts,
+        "accepted a draft": load.accepted_tokens / drafts,
+    }
 
 
 class Busy:
@@ -276,11 +282,12 @@ class Busy:
         models: What it serves.
         batch: Sequences.
         new: Tokens of an answer, in the middle: they differ, or all would begin and end together.
+        clock: Seconds.
         settings: Of the engine.
     """
 
-    def __init__(self, models: Trained, batch: int, new: int, **settings: Any) -> None:
-        self.engine = models.engine(**settings)
+    def __init__(self, models: Trained, batch: int, new: int, clock: Clock, **settings: Any) -> None:
+        self.engine, self._clock = models.engine(clock, **settings), clock
         self._prompts = cycle(models.mixed(16 * batch))
         self._lengths = random.Random(batch)
         self._new = new
@@ -290,13 +297,13 @@ class Busy:
 
     def seconds_per_token(self, tokens: int) -> float:
         """Of the next so many tokens, and a few more."""
-        began, found = CLOCK(), 0
+        began, found = self._clock(), 0
         while found < tokens:
             for output in self.engine.step():
                 found += len(output.tokens)
                 if output.finish_reason:
                     self._add()
-        return (CLOCK() - began) / found
+        return (self._clock() - began) / found
 
     def _add(self) -> None:
         self._requests += 1
