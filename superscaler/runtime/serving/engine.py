@@ -100,7 +100,9 @@ class Engine:
         self._queued: dict[str, float] = {}
         """Of the others: seconds until they had."""
 
-        self._step_tokens = self._preemptions = self._drafts = self._draft_tokens = self._accepted_tokens = 0
+        self._step_tokens = self._preemptions = self._drafts = self._draft_tokens = 0
+        self._accepted: list[int] = []
+        """Drafted tokens that were accepted, by level."""
 
     @property
     def load(self) -> Load:
@@ -116,7 +118,8 @@ class Engine:
             self._preemptions + going,
             self._drafts,
             self._draft_tokens,
-            self._accepted_tokens,
+            sum(self._accepted),
+            tuple(self._accepted),
         )
 
     @property
@@ -188,7 +191,9 @@ class Engine:
                 accepted[sample.sequence.id] = one.nodes
                 self._drafts += 1
                 self._draft_tokens += len(sample.tree.tokens)
-                self._accepted_tokens += len(one.nodes)
+                self._accepted += [0] * (len(one.nodes) - len(self._accepted))
+                for level in range(len(one.nodes)):
+                    self._accepted[level] += 1
         if self._drafting is not None:
             self._drafting.verified(step, accepted, seconds)
 

@@ -45,3 +45,5 @@ class Load:
     """Their nodes."""
     accepted_tokens: int = 0
     """Nodes that were accepted."""
+    accepted_by_level: tuple[int, ...] = ()
+    """Of these, how many at each level of their trees, the root's children first."""
