@@ -50,6 +50,12 @@ class Row:
         """Whether the likeliest token is taken."""
         return self.options.temperature < GREEDY_BELOW
 
+    def certain(self, start: int) -> Sequence[int]:
+        """The tokens of prompt and output from number `start` on; the others are not copied."""
+        if start < len(self.prompt):
+            return [*self.prompt[start:], *self.output]
+        return self.output[start - len(self.prompt) :]
+
     def after(self, token: int) -> "Row":
         """The row one further down a token tree."""
         return replace(self, path=(*self.path, token))

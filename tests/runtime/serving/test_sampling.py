@@ -269,3 +269,10 @@ def test_logits_of_any_precision_are_sampled(dtype):
     weights = probabilities(logits, [row(), row(temperature=0.5, top_p=0.9)])
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights.sum(-1), torch.ones(2))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1), st.lists(st.integers(0, 9)), st.data())
+def test_what_is_certain_from_a_number_on_is_the_end_of_prompt_and_output(prompt, output, data):
+    start = data.draw(st.integers(0, len(prompt) + len(output)))
+    found = Row(Options(), 0, tuple(prompt), output, path=(3, 4)).certain(start)
+    assert list(found) == [*prompt, *output][start:]
