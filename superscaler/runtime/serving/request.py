@@ -43,6 +43,8 @@ class Request:
     """Seconds on the engine's clock after which the answer is worth less."""
     cache_salt: str = ""
     """Requests share the keys and values of equal prefixes only where their salts are equal."""
+    answered: int = 0
+    """How many of the prompt's last tokens are the answer's first already, which its grammar must take."""
 
     def __post_init__(self) -> None:
         if not self.prompt:
