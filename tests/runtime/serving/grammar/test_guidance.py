@@ -46,7 +46,7 @@ CASES = [
     (Grammar.json({**LIST, **COMPACT}), is_parsed(is_list)),
     (Grammar.choice(CHOICES), CHOICES.__contains__),
     (Grammar.lark(RULES), re.compile("[ab]{1,2}(,[ab]{1,2}){0,2}").fullmatch),
-    *((Grammar.regex(text), re.compile(text, re.ASCII).fullmatch) for text in EXPRESSIONS),
+    *((Grammar.regex(text), re.compile(text).fullmatch) for text in EXPRESSIONS),
 ]
 
 
