@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from superscaler.planner.plan import Plan
     from superscaler.planner.planner import Planner
     from superscaler.runtime.loaded import load
+    from superscaler.runtime.serving.grammar.grammar import Grammar
     from superscaler.runtime.serving.offline import generate, load_engine
     from superscaler.runtime.serving.sampling_params import SamplingParams
     from superscaler.serve.compile import compile_serving
@@ -37,6 +38,7 @@ __all__ = [
     "Cluster",
     "Constant",
     "Cosine",
+    "Grammar",
     "Linear",
     "Lion",
     "LossScale",
@@ -63,6 +65,7 @@ _HOMES = {
     "Cluster": "superscaler.planner.cluster",
     "Constant": "superscaler.ir.learning_rates",
     "Cosine": "superscaler.ir.learning_rates",
+    "Grammar": "superscaler.runtime.serving.grammar.grammar",
     "Linear": "superscaler.ir.learning_rates",
     "Lion": "superscaler.ir.optimizers",
     "LossScale": "superscaler.ir.loss_scale",

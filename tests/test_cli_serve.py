@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import openai
+import pydantic
 import pytest
 import transformers
 
@@ -105,6 +107,53 @@ def test_a_stream_goes_on_where_it_was_when_a_rank_is_killed(server, victim):
         said += chunk.choices[0].text
         if killed is None and len(said) > 10:
             killed = sorted(ranks_below(process.pid))[0 if victim == "first" else -1]
+            os.kill(killed, signal.SIGKILL)
+    assert said == whole
+    assert killed not in ranks_below(process.pid)
+
+
+class Answer(pydantic.BaseModel):
+    """What a model is asked for."""
+
+    size: Literal["small", "middling", "large"]
+    coast: bool
+    digits: list[Literal[0, 1, 2]] = pydantic.Field(min_length=2, max_length=4)
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_an_answer_is_parsed_as_the_model_that_was_asked_for(server):
+    _, _, client = server
+    for seed in range(4):
+        answer = client.chat.completions.parse(
+            model="tiny", messages=[{"role": "user", "content": PROMPT}], seed=seed, max_tokens=200,
+            response_format=Answer, extra_body={"temperature": 2.0},
+        )  # fmt: skip
+        if answer.choices[0].finish_reason == "stop":  # between names there may be any white space
+            assert isinstance(answer.choices[0].message.parsed, Answer)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(
+            model="tiny", prompt=PROMPT, extra_body={"structured_outputs": {"regex": "a("}}
+        )
+    assert caught.value.param == "structured_outputs"
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_a_form_is_held_to_when_a_rank_is_killed_amid_the_answer(server):
+    process, _, client = server
+    form = "[a-z]{80}(-[0-9]{3}){10}"
+    ask = {
+        "model": "tiny", "prompt": PROMPT, "max_tokens": 200, "seed": 4, "temperature": 2.0,
+        "extra_body": {"structured_outputs": {"regex": form}},
+    }  # fmt: skip
+    whole = client.completions.create(**ask).choices[0].text
+    assert re.fullmatch(form, whole)
+    said, killed = "", None
+    for chunk in client.completions.create(**ask, stream=True):
+        said += chunk.choices[0].text
+        if killed is None and len(said) > 10:
+            killed = sorted(ranks_below(process.pid))[0]
             os.kill(killed, signal.SIGKILL)
     assert said == whole
     assert killed not in ranks_below(process.pid)

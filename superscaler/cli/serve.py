@@ -145,11 +145,22 @@ def _serve(options: argparse.Namespace, folder: Path) -> None:
         drain_seconds=options.drain_seconds,
     )
     ranks = read_build(folder).world_size
-    run(torchrun(folder, ranks, _engine_arguments(options, weights, ends)), how, tokenizer)
+    run(
+        torchrun(
+            folder,
+            ranks,
+            _engine_arguments(options, weights, tokenizer and (options.tokenizer or options.model), ends),
+        ),
+        how,
+        tokenizer,
+    )
 
 
-def _engine_arguments(options: argparse.Namespace, weights: Any, ends: Sequence[int]) -> list[str]:
+def _engine_arguments(
+    options: argparse.Namespace, weights: Any, tokenizer: Any, ends: Sequence[int]
+) -> list[str]:
     arguments = [] if weights is None else ["--weights", str(weights)]
+    arguments += [] if tokenizer is None else ["--tokenizer", str(tokenizer)]
     arguments += ["--compile"] if options.torch_compile else []
     for name in _ENGINE_OPTIONS:
         value = getattr(options, name)

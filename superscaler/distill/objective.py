@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from superscaler.serve.compile import next_logits
+from superscaler.serve.language_model import next_logits
 
 
 class Distillation(nn.Module):

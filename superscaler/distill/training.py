@@ -20,7 +20,7 @@ from superscaler.ir.learning_rates import Cosine
 from superscaler.ir.optimizers import AdamW
 from superscaler.planner.cluster import Cluster
 from superscaler.runtime.build import read_build
-from superscaler.serve.compile import trace_language_model
+from superscaler.serve.language_model import trace_language_model
 
 _HELD_OUT = 20
 """One sample of so many is not trained on."""

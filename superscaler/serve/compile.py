@@ -1,6 +1,5 @@
 """Compile a language model for serving: trace, lower, plan; what is written is a build that an engine runs."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,11 @@ from typing import Any
 import torch
 
 from superscaler.compiler import CompiledPlan, plan
-from superscaler.ir.trace import trace
 from superscaler.planner.cluster import Cluster
 from superscaler.serve.inputs import token_input
+from superscaler.serve.language_model import trace_language_model
 from superscaler.serve.lower import Servable, lower
 from superscaler.serve.paged import DEFAULT_CACHE, CacheSize, caches_of
-
-_EXAMPLE = (2, 16)
-"""Sequences and tokens of the example a model is traced with; both vary."""
 
 
 @dataclass(frozen=True)
@@ -82,25 +78,3 @@ def compile_serving(
     planned = plan(servable.graph, cluster, wanted)
     planned.verify()
     return ServingPlan(planned, servable)
-
-
-def trace_language_model(model: torch.nn.Module) -> Any:
-    """The graph of a language model on tokens alone, whose batch and length vary."""
-    tokens = torch.zeros(_EXAMPLE, dtype=torch.int64)
-    sizes = ("batch", "seq")
-    if _is_of_transformers(model):
-        inputs = {"input_ids": tokens, "use_cache": False}
-        return trace(model.eval(), (), inputs, dynamic={"input_ids": sizes})
-    name = next(iter(inspect.signature(model.forward).parameters))
-    return trace(model.eval(), (tokens,), dynamic={name: sizes})
-
-
-def next_logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """What a language model says of the token after each: logits [batch, seq, vocab] of tokens [batch, seq]."""
-    if _is_of_transformers(model):
-        return model(input_ids=tokens, use_cache=False).logits
-    return model(tokens)
-
-
-def _is_of_transformers(model: torch.nn.Module) -> bool:
-    return hasattr(model, "generate") and hasattr(model, "config")

@@ -7,7 +7,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from superscaler.errors import RequestError
 from superscaler.runtime.serving.batch import Batch
+from superscaler.runtime.serving.grammar.matcher import Grammars, Matcher
 from superscaler.runtime.serving.kv_cache import KvCache
 from superscaler.runtime.serving.output import Load, Output
 from superscaler.runtime.serving.request import FinishReason, Request, Sequence
@@ -78,6 +80,7 @@ class Engine:
         clock: Seconds.
         drafting: Proposes tokens that one step checks; None: each step gives a sequence one token.
         end_tokens: Those with which the model ends a text.
+        grammars: What matches tokens with grammars; None: a request that brings one is refused.
     """
 
     def __init__(
@@ -88,19 +91,24 @@ class Engine:
         clock: Callable[[], float],
         drafting: Drafting | None = None,
         end_tokens: frozenset[int] = frozenset(),
+        grammars: Grammars | None = None,
     ) -> None:
         self.scheduler = scheduler
         self._cache = cache
         self._run, self._clock, self._drafting = run, clock, drafting
-        self._end_tokens = end_tokens
+        self._end_tokens, self._grammars = end_tokens, grammars
         self._open: dict[str, _Open] = {}
         """Requests that are served."""
+        self._matchers: dict[str, Matcher] = {}
+        """Of sequences that are held to a grammar, by their id."""
         self._came: dict[str, float] = {}
         """When requests came that have had no part in a step."""
         self._queued: dict[str, float] = {}
         """Of the others: seconds until they had."""
 
-        self._step_tokens = self._preemptions = self._drafts = self._draft_tokens = self._accepted_tokens = 0
+        self._step_tokens = self._preemptions = self._drafts = self._draft_tokens = 0
+        self._accepted: list[int] = []
+        """Drafted tokens that were accepted, by level."""
 
     @property
     def load(self) -> Load:
@@ -116,7 +124,8 @@ class Engine:
             self._preemptions + going,
             self._drafts,
             self._draft_tokens,
-            self._accepted_tokens,
+            sum(self._accepted),
+            tuple(self._accepted),
         )
 
     @property
@@ -128,15 +137,35 @@ class Engine:
         """Take in a request.
 
         Raises:
-            RequestError: It can never be served, or one of its name is served already.
+            RequestError: It can never be served, its grammar makes no sense, or one of its name is served already.
         """
-        sequences, params = self.scheduler.add(request), request.params
+        params = request.params
+        ends = tuple(sorted(params.stop_token_ids | (frozenset() if params.ignore_eos else self._end_tokens)))
+        matcher = self._matcher(request, ends)
+        sequences = self.scheduler.add(request)
         self._open[request.id] = _Open(
             secrets.randbits(63) if params.seed is None else params.seed,
-            tuple(sorted(params.stop_token_ids | (frozenset() if params.ignore_eos else self._end_tokens))),
+            ends,
             {sequence.index: sequence for sequence in sequences},
         )
+        if matcher is not None:
+            self._matchers |= {sequence.id: matcher.copy() for sequence in sequences}
         self._came[request.id] = self._clock()
+
+    def _matcher(self, request: Request, end_tokens: tuple[int, ...]) -> Matcher | None:
+        """Where the answer goes on in the request's grammar, if it has one."""
+        grammar = request.params.grammar
+        if grammar is None:
+            return None
+        if self._grammars is None:
+            raise RequestError(
+                f"request {request.id} has a grammar, but the engine does not know the texts of tokens",
+                remedy="name the folder of the model's tokenizer: --tokenizer, or Settings(tokenizer=...)",
+            )
+        matcher = self._grammars.begin(grammar, end_tokens)
+        for token in request.prompt[len(request.prompt) - request.answered :]:
+            matcher.take(token)
+        return matcher
 
     def end(self, request_id: str, index: int | None = None, reason: FinishReason = "abort") -> list[Output]:
         """End a request, or one of its sequences, for a reason that its tokens do not show.
@@ -176,9 +205,24 @@ class Engine:
         logprobs = {
             sample.sequence.id: one.logprobs for sample, one in zip(step.samples, verified, strict=True)
         }
-        changed = self.scheduler.update(step, [Sampled(one.tokens, one.nodes) for one in verified])
+        sampled = [
+            Sampled(one.tokens, one.nodes, self._taken(sample.sequence, one.tokens))
+            for sample, one in zip(step.samples, verified, strict=True)
+        ]
+        changed = self.scheduler.update(step, sampled)
         self._account(step, verified, self._clock() - began)
         return [self._output(one, before[one.id], logprobs[one.id]) for one in changed]
+
+    def _taken(self, sequence: Sequence, tokens: tuple[int, ...]) -> FinishReason | None:
+        """Let the sequence's grammar, if it has one, take new tokens; why the sequence ends, if that says so."""
+        matcher = self._matchers.get(sequence.id)
+        if matcher is None:
+            return None
+        for token in tokens:
+            matcher.take(token)
+        if not matcher.is_over:
+            return None
+        return "stop" if matcher.is_complete else "error"
 
     def _account(self, step: Step, verified: list[Verified], seconds: float) -> None:
         self._step_tokens = len(step.batch.tokens)
@@ -188,7 +232,9 @@ class Engine:
                 accepted[sample.sequence.id] = one.nodes
                 self._drafts += 1
                 self._draft_tokens += len(sample.tree.tokens)
-                self._accepted_tokens += len(one.nodes)
+                self._accepted += [0] * (len(one.nodes) - len(self._accepted))
+                for level in range(len(one.nodes)):
+                    self._accepted[level] += 1
         if self._drafting is not None:
             self._drafting.verified(step, accepted, seconds)
 
@@ -212,11 +258,14 @@ class Engine:
             sequence.generated,
             sequence=sequence.index,
             end_tokens=known.end_tokens,
+            matcher=self._matchers.get(sequence.id),
         )
 
     def _output(self, sequence: Sequence, known: int, logprobs: tuple[Logprobs | None, ...]) -> Output:
         tokens, request_id = tuple(sequence.generated[known:]), sequence.request.id
         queued = self._queued.get(request_id, 0.0)
+        ends = self._open[request_id].end_tokens
+        by_end_token = sequence.finish_reason == "stop" and bool(tokens) and tokens[-1] in ends
         if sequence.finish_reason is not None:
             self._forget(sequence)
         return Output(
@@ -227,12 +276,14 @@ class Engine:
             sequence.finish_reason,
             sequence.cached or 0,
             queued,
+            by_end_token,
         )
 
     def _forget(self, sequence: Sequence) -> None:
         self._preemptions += sequence.preemptions
         going = self._open[sequence.request.id].going
         del going[sequence.index]
+        self._matchers.pop(sequence.id, None)
         if not going:
             del self._open[sequence.request.id]
             self._came.pop(sequence.request.id, None)

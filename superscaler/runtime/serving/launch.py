@@ -87,6 +87,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     return Settings(
         options.step_tokens, options.step_sequences, options.chunk_tokens, options.longest, options.host_pages,
         options.policy, frozenset(options.end_token), tuple(options.speculate), options.tree,
+        options.tokenizer,
     )  # fmt: skip
 
 
@@ -130,6 +131,7 @@ def _parser(entry: Path) -> argparse.ArgumentParser:
         default=[],
         help="token that ends a text; may be repeated",
     )
+    add("--tokenizer", metavar="FOLDER", help="with the model's tokenizer, which grammars of answers need")
     add(
         "--speculate", action="append", default=[], metavar="ngram|FOLDER[:WEIGHTS]",
         help="propose tokens that one step checks: what followed earlier in the text, or what a small model says, a "

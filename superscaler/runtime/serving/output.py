@@ -23,6 +23,8 @@ class Output:
     """Tokens of the prompt whose keys and values were there before the request came."""
     queued: float = 0.0
     """Seconds from the request's coming to the first step that it had a part in."""
+    by_end_token: bool = False
+    """Whether it has ended because the last of the tokens is one that ends texts, and is no part of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +47,5 @@ class Load:
     """Their nodes."""
     accepted_tokens: int = 0
     """Nodes that were accepted."""
+    accepted_by_level: tuple[int, ...] = ()
+    """Of these, how many at each level of their trees, the root's children first."""

@@ -43,6 +43,8 @@ class Request:
     """Seconds on the engine's clock after which the answer is worth less."""
     cache_salt: str = ""
     """Requests share the keys and values of equal prefixes only where their salts are equal."""
+    answered: int = 0
+    """How many of the prompt's last tokens are the answer's first already, which its grammar must take."""
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -62,6 +64,8 @@ class Sequence:
     """It ends, at the latest, with so many tokens, prompt included."""
     tokens: list[int] = field(init=False)
     """Prompt and what was generated."""
+    generated: list[int] = field(init=False, default_factory=list)
+    """The tokens after the prompt; a list of its own, so that a step that looks at it copies nothing."""
     computed: int = 0
     """How many of the tokens have their keys and values in the cache."""
     state: State = State.WAITING
@@ -77,11 +81,6 @@ class Sequence:
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt)
         self.id = f"{self.request.id}/{self.index}"
-
-    @property
-    def generated(self) -> list[int]:
-        """The tokens after the prompt, [generated]."""
-        return self.tokens[len(self.request.prompt) :]
 
     @property
     def uncomputed(self) -> int:
@@ -104,7 +103,8 @@ class Sequence:
         stops = params.stop_token_ids if params.ignore_eos else params.stop_token_ids | end_tokens
         for token in tokens:
             self.tokens.append(token)
-            if token in stops and len(self.tokens) - len(self.request.prompt) >= params.min_tokens:
+            self.generated.append(token)
+            if token in stops and len(self.generated) >= params.min_tokens:
                 return "stop"
             if not self.room:
                 return "length"

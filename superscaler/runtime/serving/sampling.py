@@ -1,13 +1,14 @@
 """From logits to tokens, each row by its request's options, and the same whatever else is in the batch.
 
-The order: bias and forbidden ends, penalties, temperature, `top_k`, `top_p`, `min_p`. Each of the three filters
-keeps the tokens down to some probability, ties included, so nothing depends on how a sort orders equals.
+The order: bias and forbidden ends, penalties, grammar, temperature, `top_k`, `top_p`, `min_p`. Each of the three
+filters keeps the tokens down to some probability, ties included, so nothing depends on how a sort orders equals.
 
 A row's random numbers are counted, not drawn from a stream: they follow from the seed, which of the request's
 sequences it is, the position and what the number is for. So a request gets the same tokens alone, in any batch,
 and again after it was interrupted, as far as its logits are the same.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from superscaler.runtime.random import hash_bits, seed_of, uniform
+from superscaler.runtime.serving.grammar.matcher import Matcher, masked
 from superscaler.runtime.serving.sampling_params import SamplingParams
 
 GREEDY_BELOW = 1e-5
@@ -39,6 +41,8 @@ class Row:
     """Which of the request's `n` sequences."""
     end_tokens: tuple[int, ...] = ()
     """Those that would end the sequence; forbidden until it has `min_tokens`."""
+    matcher: Matcher | None = None
+    """Where `output` and `path` lead to in the sequence's grammar, if it has one."""
 
     @property
     def position(self) -> int:
@@ -50,9 +54,24 @@ class Row:
         """Whether the likeliest token is taken."""
         return self.options.temperature < GREEDY_BELOW
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the grammar lets nothing follow."""
+        return self.matcher is not None and self.matcher.is_over
+
+    def certain(self, start: int) -> Sequence[int]:
+        """The tokens of prompt and output from number `start` on; the others are not copied."""
+        if start < len(self.prompt):
+            return [*self.prompt[start:], *self.output]
+        return self.output[start - len(self.prompt) :]
+
     def after(self, token: int) -> "Row":
         """The row one further down a token tree."""
-        return replace(self, path=(*self.path, token))
+        matcher = self.matcher
+        if matcher is not None:
+            matcher = matcher.copy()
+            matcher.take(token)
+        return replace(self, path=(*self.path, token), matcher=matcher)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +129,14 @@ def probabilities(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     return result
 
 
-def likeliest(logits: Tensor, rows: Sequence[Row], count: int) -> Tensor:
-    """The `count` tokens each row would rather have, the likeliest first: [rows, count], fewer if there are fewer."""
+def likeliest(logits: Tensor, rows: Sequence[Row], count: int) -> list[list[int]]:
+    """The `count` tokens each row would rather have, the likeliest first: [rows][count], fewer if it may have fewer."""
     scores = _adjusted(logits, rows)
-    return scores.topk(min(count, scores.shape[-1])).indices
+    values, tokens = (part.tolist() for part in scores.topk(min(count, scores.shape[-1])))
+    return [
+        [token for token, value in zip(*row, strict=True) if value > -math.inf]
+        for row in zip(tokens, values, strict=True)
+    ]
 
 
 def draw(weights: Tensor, numbers: Tensor) -> Tensor:
@@ -209,11 +232,16 @@ def _penalised(scores: Tensor, rows: list[Row]) -> Tensor:
     return scores - presence * (counts > 0) - frequency * counts
 
 
+def _held(scores: Tensor, rows: list[Row]) -> Tensor:
+    return masked(scores, [row.matcher for row in rows if row.matcher is not None])
+
+
 _ADJUSTMENTS: tuple[tuple[Callable[[Tensor, list[Row]], Tensor], Callable[[Row], bool]], ...] = (
     (_biased, lambda row: bool(row.options.logit_bias)),
     (_unended, lambda row: bool(row.end_tokens) and len(row.output) + len(row.path) < row.options.min_tokens),
     (_unrepeated, lambda row: row.options.repetition_penalty != 1),
     (_penalised, lambda row: row.options.presence_penalty != 0 or row.options.frequency_penalty != 0),
+    (_held, lambda row: row.matcher is not None),
 )
 """What is done to logits, and to which rows."""
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from superscaler.errors import RequestError
+from superscaler.runtime.serving.grammar.grammar import Grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class SamplingParams:
     """Whether a continuation goes on after the model's own end token."""
     logprobs: int | None = None
     """For how many of the most probable tokens log probabilities are wanted, besides the one taken; None: for none."""
+    grammar: Grammar | None = None
+    """The form that a continuation must have; it ends where nothing may follow, also before an end token."""
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -66,6 +69,11 @@ class SamplingParams:
             raise RequestError(
                 f"n is {self.n} at temperature 0: every continuation would be the same",
                 remedy="raise the temperature, or ask for n=1",
+            )
+        if self.grammar is not None and self.min_tokens:
+            raise RequestError(
+                f"min_tokens is {self.min_tokens} where a grammar says when a text may end",
+                remedy="leave out min_tokens, and let the grammar ask for more",
             )
         if "" in self.stop:
             raise RequestError("stop holds an empty text, which every text contains", remedy="leave it out")

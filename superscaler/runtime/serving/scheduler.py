@@ -374,6 +374,8 @@ class Scheduler:
             moves = accepted_moves(sequence.computed, result.nodes)
             sequence.computed += 1 + len(result.nodes)
         reason = sequence.extend(result.tokens, self._end_tokens)
+        if reason is None or result.ends == "stop":
+            reason = result.ends or reason
         if tree is not None:
             in_place = moves[0][1] if moves else sequence.computed
             self._cache.commit(sequence.id, sequence.tokens, min(in_place, len(sequence.tokens)))

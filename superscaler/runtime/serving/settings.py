@@ -8,6 +8,7 @@ from torch import Tensor
 
 from superscaler.runtime.serving.batch import Batch
 from superscaler.runtime.serving.engine import Drafting, Engine
+from superscaler.runtime.serving.grammar.guidance import GuidanceGrammars
 from superscaler.runtime.serving.kv_cache import KvCache
 from superscaler.runtime.serving.limits import Limits
 from superscaler.runtime.serving.policies import make_policy
@@ -39,6 +40,8 @@ class Settings:
     ``FOLDER`` or ``FOLDER:WEIGHTS``; the trees of several are merged."""
     tree: str = AUTO
     """Shape of their trees: ``auto``, ``off``, or how many children the nodes of each level have, ``1,1,3,1``."""
+    tokenizer: str | None = None
+    """The folder with the model's tokenizer; None: there can be no grammars. `end_tokens` must be known for them."""
 
 
 def make_engine(
@@ -74,4 +77,6 @@ def make_engine(
     drafting = drafting or make_drafting(
         settings.speculate, settings.tree, worker.vocab, clock, worker.device
     )
-    return Engine(scheduler, cache, run or worker.run, clock, drafting, settings.end_tokens)
+    ends, folder = settings.end_tokens, settings.tokenizer
+    grammars = None if folder is None else GuidanceGrammars(folder, worker.vocab, ends)
+    return Engine(scheduler, cache, run or worker.run, clock, drafting, ends, grammars)

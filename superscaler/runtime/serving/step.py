@@ -6,7 +6,7 @@ from typing import Protocol
 
 from superscaler.runtime.serving.batch import Batch, Pairs
 from superscaler.runtime.serving.kv_cache import KvCache
-from superscaler.runtime.serving.request import Sequence
+from superscaler.runtime.serving.request import FinishReason, Sequence
 
 
 class DraftTree(Protocol):
@@ -60,6 +60,8 @@ class Sampled:
     """The sequence's new tokens: those of the accepted nodes, and one more."""
     nodes: tuple[int, ...] = ()
     """The accepted nodes of the tree, from the root's child down."""
+    ends: FinishReason | None = None
+    """Why the sequence ends with these where neither an end token nor its length says it."""
 
 
 @dataclass(frozen=True, slots=True)

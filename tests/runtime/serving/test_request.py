@@ -3,6 +3,7 @@
 import pytest
 
 from superscaler.errors import RequestError
+from superscaler.runtime.serving.grammar.grammar import Grammar
 from superscaler.runtime.serving.request import Request
 from superscaler.runtime.serving.sampling_params import SamplingParams
 
@@ -28,6 +29,7 @@ from superscaler.runtime.serving.sampling_params import SamplingParams
         ({"logprobs": -1}, "logprobs is -1"),
         ({"logit_bias": {3: 101}}, r"logit_bias\[3\] is 101"),
         ({"logit_bias": {-3: 1}}, "logit_bias is -3"),
+        ({"min_tokens": 3, "grammar": Grammar.json_object()}, "min_tokens is 3 where a grammar says"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named_with_a_remedy(params, message):

@@ -213,7 +213,7 @@ def test_greedy_takes_the_first_of_the_likeliest():
     rows = [row(temperature=0)]
     assert sample(logits, rows).tokens == [1]
     assert probabilities(logits, rows).tolist() == [[0, 1, 0, 0]]
-    assert likeliest(logits, rows, 9).sort().values.tolist() == [[0, 1, 2, 3]]
+    assert [sorted(tokens) for tokens in likeliest(logits, rows, 9)] == [[0, 1, 2, 3]]
 
 
 def test_tokens_of_equal_probability_are_kept_or_dropped_together():
@@ -269,3 +269,17 @@ def test_logits_of_any_precision_are_sampled(dtype):
     weights = probabilities(logits, [row(), row(temperature=0.5, top_p=0.9)])
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights.sum(-1), torch.ones(2))
+
+
+def test_what_may_not_be_taken_is_not_among_the_likeliest():
+    options = Options(temperature=0.0, min_tokens=2)
+    held = Row(options, 0, (1,), end_tokens=(1, 3))
+    assert likeliest(torch.tensor([[0.0, 5.0, 1.0, 4.0]]), [held], 4) == [[2, 0]]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1), st.lists(st.integers(0, 9)), st.data())
+def test_what_is_certain_from_a_number_on_is_the_end_of_prompt_and_output(prompt, output, data):
+    start = data.draw(st.integers(0, len(prompt) + len(output)))
+    found = Row(Options(), 0, tuple(prompt), output, path=(3, 4)).certain(start)
+    assert list(found) == [*prompt, *output][start:]

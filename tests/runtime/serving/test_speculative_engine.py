@@ -80,6 +80,11 @@ def test_greedy_answers_are_those_of_the_engine_without(builds, speculators, tre
         engine.scheduler.check_integrity()
         if "roomy" in SPECULATORS[speculators] and tree != "auto":
             assert engine.load.accepted_tokens > 0
+        levels = (
+            engine.load.accepted_by_level
+        )  # of a tree that was accepted as far as a level, also those above
+        assert list(levels) == sorted(levels, reverse=True)
+        assert sum(levels) == engine.load.accepted_tokens
     assert preemptions > 0
 
 
@@ -91,6 +96,7 @@ def test_a_draft_that_is_the_model_is_always_right(builds):
     assert given == [1, 5, 5, 5]
     assert engine.is_idle
     assert engine.load.accepted_tokens == engine.load.draft_tokens == 12
+    assert engine.load.accepted_by_level == (3, 3, 3, 3)
 
 
 def test_a_tree_is_no_deeper_than_there_is_room(builds):

@@ -16,6 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from superscaler.errors import RequestError
+from superscaler.runtime.serving.grammar.grammar import Grammar
+from superscaler.runtime.serving.grammar.guidance import check_grammar
 from superscaler.runtime.serving.server.answers import (
     Answers,
     Question,
@@ -74,6 +77,7 @@ class Server:
         tokenizer: None: prompts are token ids, and so are answers.
         limits: How much it takes in.
         api_keys: One of which every call of ``/v1`` must bring, if there are any.
+        check_grammar: Raises a `RequestError` where the form of an answer makes no sense.
     """
 
     def __init__(
@@ -84,11 +88,13 @@ class Server:
         tokenizer: Tokenizer | None = None,
         limits: ServerLimits | None = None,
         api_keys: Sequence[str] = (),
+        check_grammar: Callable[[Grammar], None] = check_grammar,
     ) -> None:
         self._client, self._metrics, self._model, self._tokenizer = client, metrics, model, tokenizer
         self._answers = Answers(client, metrics, tokenizer)
         self._limits = limits or ServerLimits()
         self._keys = tuple(key.encode() for key in api_keys)
+        self._check_grammar = check_grammar
         self._created = int(time.time())
         self.is_draining = False
         """Whether new requests are turned away, because the server is about to end."""
@@ -142,6 +148,7 @@ class Server:
     async def _completions(self, request: Request) -> Response:
         call = parse_completion(await self._fields(request))
         self._check_can_serve(call.answering, len(call.prompts))
+        await self._check_form(call.answering)
         if call.echo and self._tokenizer is None:
             raise ApiError("a model without a tokenizer cannot echo", param="echo")
         prompts = [await self._encoded(prompt) for prompt in call.prompts]
@@ -161,6 +168,7 @@ class Server:
     async def _chat(self, request: Request) -> Response:
         call = parse_chat(await self._fields(request))
         self._check_can_serve(call.answering, 1)
+        await self._check_form(call.answering)
         tokenizer = self._tokenizer
         if tokenizer is None:
             raise ApiError(
@@ -245,6 +253,18 @@ class Server:
             raise ApiError(
                 "too many requests wait already", status=429, code="queue_full", retry_seconds=_RETRY_SECONDS
             )
+
+    async def _check_form(self, answering: Answering) -> None:
+        """Refuse a form that makes no sense, before the engine hears of it."""
+        grammar, field = answering.params.grammar, answering.form_field
+        if grammar is None:
+            return
+        if self._tokenizer is None:
+            raise ApiError("a model without a tokenizer knows no texts", param=field, remedy="leave it out")
+        try:
+            await asyncio.to_thread(self._check_grammar, grammar)
+        except RequestError as error:
+            raise ApiError(error.what, param=field, remedy=error.remedy) from error
 
     def _check_model(self, name: str | None) -> None:
         if name not in (None, self._model):

@@ -62,6 +62,7 @@ class Flight:
         return replace(
             request,
             prompt=request.prompt + tuple(self.tokens[0]),
+            answered=done,
             params=replace(params, max_tokens=most, min_tokens=least),
         )
 

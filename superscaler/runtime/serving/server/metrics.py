@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from itertools import zip_longest
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -66,6 +67,11 @@ class Metrics:
         self._drafts = self._counter("spec_decode_num_drafts", "Token trees drafted")
         self._draft_tokens = self._counter("spec_decode_num_draft_tokens", "Tokens drafted")
         self._accepted_tokens = self._counter("spec_decode_num_accepted_tokens", "Drafted tokens accepted")
+        self._accepted_by_level = Counter(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Drafted tokens accepted, by their level in the tree, from 0", ("model_name", "position"),
+            registry=self._registry,
+        )  # fmt: skip
         self._first_token = self._histogram(
             "time_to_first_token_seconds", "From a request's coming to its first token", _FIRST_TOKEN_SECONDS
         )
@@ -109,7 +115,10 @@ class Metrics:
             (self._draft_tokens, load.draft_tokens, before.draft_tokens),
             (self._accepted_tokens, load.accepted_tokens, before.accepted_tokens),
         ):
-            counter.inc(now - then if now >= then else now)  # an engine that was started anew counts from 0
+            counter.inc(_growth(now, then))
+        levels = zip_longest(load.accepted_by_level, before.accepted_by_level, fillvalue=0)
+        for level, (now, then) in enumerate(levels):
+            self._accepted_by_level.labels(self._model, str(level)).inc(_growth(now, then))
 
     def request(self, prompt_tokens: int) -> "RequestMetrics":
         """What is to be told of a request that has come now."""
@@ -146,6 +155,11 @@ class Metrics:
         self._request_generation.observe(tokens)
         if tokens > 1:
             self._per_token.observe(since_first / (tokens - 1))
+
+
+def _growth(now: int, then: int) -> int:
+    """How much a count of the engine has grown; one that was started anew counts from 0."""
+    return now - then if now >= then else now
 
 
 class RequestMetrics:

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from superscaler.runtime.serving.grammar.grammar import Grammar
 from superscaler.runtime.serving.sampling_params import SamplingParams
+from superscaler.runtime.serving.server import answer_form
+from superscaler.runtime.serving.server.answer_form import parse_form
 from superscaler.runtime.serving.server.api_error import ApiError
 from superscaler.runtime.serving.server.fields import Fields, parse_body
 
@@ -40,6 +43,8 @@ class Answering:
     """Whether token ids are said besides the text."""
     priority: int = 0
     cache_salt: str = ""
+    form_field: str = ""
+    """The field that prescribes the form of the answer, if one does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +72,8 @@ _SHARED = frozenset({
     "model", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p", "presence_penalty",
     "frequency_penalty", "repetition_penalty", "logit_bias", "seed", "n", "max_tokens", "min_tokens",
     "stop", "stop_token_ids", "ignore_eos", "logprobs", "include_stop_str_in_output", "return_token_ids",
-    "priority", "cache_salt", "response_format",
-})  # fmt: skip
+    "priority", "cache_salt",
+}) | answer_form.NAMES  # fmt: skip
 _COMPLETION = _SHARED | {"prompt", "echo", "best_of", "suffix"}
 _CHAT = _SHARED | frozenset({
     "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls",
@@ -81,8 +86,7 @@ _WITHOUT_EFFECT = frozenset({
 _REFUSED: Mapping[str, Any] = dict.fromkeys([
     "functions", "function_call", "audio", "web_search_options", "prediction", "reasoning_effort",
     "use_beam_search", "length_penalty", "prompt_logprobs", "allowed_token_ids", "bad_words",
-    "truncate_prompt_tokens", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
-    "guided_grammar", "logits_processors", "documents", "chat_template", "prompt_embeds", "echo",
+    "truncate_prompt_tokens", "logits_processors", "documents", "chat_template", "prompt_embeds", "echo",
     "continue_final_message", "add_generation_prompt", "add_special_tokens", "skip_special_tokens",
     "logprob_token_ids", "spaces_between_special_tokens", "kv_transfer_params", "mm_processor_kwargs",
     "thinking_token_budget", "modalities",
@@ -140,9 +144,6 @@ def _check_known(fields: Fields, honoured: frozenset[str]) -> None:
     unknown = sorted(others - _REFUSED.keys())
     if unknown:
         log.warning("a request has fields that are ignored: %.200s", ", ".join(unknown[:8]))
-    form = fields.object("response_format")
-    if form is not None and form.text("type") != "text":
-        raise fields.refuse("response_format", "the answer's form cannot be prescribed; ask for it in words")
 
 
 def _answering(fields: Fields, logprobs: int | None, max_tokens: int | None) -> Answering:
@@ -156,19 +157,23 @@ def _answering(fields: Fields, logprobs: int | None, max_tokens: int | None) -> 
         for name in sorted(stream_options.names - {"include_usage", "include_obfuscation"}):
             if stream_options.get(name) is not False:
                 raise stream_options.refuse(name, "leave it out")
+    grammar, form_field = parse_form(fields)
     return Answering(
         fields.text("model"),
-        _params(fields, logprobs, max_tokens),
+        _params(fields, logprobs, max_tokens, grammar),
         stream,
         stream_options is not None and stream_options.flag("include_usage"),
         fields.flag("include_stop_str_in_output"),
         fields.flag("return_token_ids"),
         fields.integer("priority", 0),
         fields.text("cache_salt", ""),
+        form_field,
     )
 
 
-def _params(fields: Fields, logprobs: int | None, max_tokens: int | None) -> SamplingParams:
+def _params(
+    fields: Fields, logprobs: int | None, max_tokens: int | None, grammar: Grammar | None
+) -> SamplingParams:
     temperature, top_k = fields.number("temperature", 1.0), fields.integer("top_k", 0)
     return SamplingParams(
         temperature=temperature,
@@ -187,6 +192,7 @@ def _params(fields: Fields, logprobs: int | None, max_tokens: int | None) -> Sam
         stop_token_ids=frozenset(_token_ids(fields, "stop_token_ids", fields.list("stop_token_ids"))),
         ignore_eos=fields.flag("ignore_eos"),
         logprobs=logprobs,
+        grammar=grammar,
     )
 
 

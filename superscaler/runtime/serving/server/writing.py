@@ -63,7 +63,7 @@ class Writer:
         text, said, taken = self._texts[output.index], [], 0
         for token in output.tokens:
             taken += 1
-            is_end = output.finish_reason == "stop" and taken == len(output.tokens)
+            is_end = output.by_end_token and taken == len(output.tokens)
             if not is_end or self._keep_stop:  # a token that only ends the text is no part of it
                 said.append(text.add(token))
             if text.stop is not None:

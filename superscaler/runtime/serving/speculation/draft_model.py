@@ -115,7 +115,7 @@ class DraftModel:
     def _text(self, wish: Wish, known: _Known) -> Iterator[Piece]:
         """What of the sequence is not in the cache yet; what follows its last token is wanted."""
         start = known.computed
-        tokens = [*wish.row.prompt, *wish.row.output][start:]
+        tokens = wish.row.certain(start)
         known.computed, known.row = start + len(tokens), ()
         for first in range(0, len(tokens), self._step_tokens):
             some = tokens[first : first + self._step_tokens]

@@ -1,7 +1,7 @@
 """Token trees of given shapes from a small model, a level of all trees at a time."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,11 +35,9 @@ def grow(
     Args:
         next_logits: The logits [places, vocab]; called once for each level, with every node that has children.
     """
-    trees = [_Growing(wish.shape, speculator) for wish in wishes]
+    trees = [_Growing(wish.shape, speculator, wish.row) for wish in wishes]
     while places := [Place(number, *end) for number, tree in enumerate(trees) for end in tree.ends()]:
-        rows = [
-            replace(wishes[place.wish].row, path=wishes[place.wish].row.path + place.path) for place in places
-        ]
+        rows = [trees[place.wish].row(place.node) for place in places]
         logits = next_logits(places)
         for greedy in (True, False):
             some = [number for number, row in enumerate(rows) if row.greedy == greedy]
@@ -57,7 +55,7 @@ def grow(
 class _Growing:
     """A tree that is grown as far as its last level."""
 
-    def __init__(self, shape: Sequence[int], speculator: int) -> None:
+    def __init__(self, shape: Sequence[int], speculator: int, root: Row) -> None:
         self.speculator = speculator
         self._slots: list[list[int]] = [[] for _ in range(len(shape) + 1)]
         for slot, parent in enumerate(shape):
@@ -66,6 +64,7 @@ class _Growing:
         self._parents: list[int] = []
         self._slot_of: dict[int, int] = {ROOT: ROOT}
         self._paths: dict[int, tuple[int, ...]] = {ROOT: ()}
+        self._rows = {ROOT: root}
         self._children: dict[int, Sequence[int]] = {}
         self._drafts: dict[tuple[int, int], Draft] = {}
         self._level = [ROOT]
@@ -76,7 +75,17 @@ class _Growing:
 
     def ends(self) -> list[tuple[int, tuple[int, ...]]]:
         """The nodes of the last level that get children, and the path to each."""
-        return [(node, self._paths[node]) for node in self._level if self.width(node)]
+        return [
+            (node, self._paths[node])
+            for node in self._level
+            if self.width(node) and not self.row(node).is_over
+        ]
+
+    def row(self, node: int) -> Row:
+        """How the token after a node is chosen."""
+        if node not in self._rows:
+            self._rows[node] = self.row(self._parents[node]).after(self._tokens[node])
+        return self._rows[node]
 
     def extend(self, node: int, tokens: Sequence[int], draft: Tensor | None) -> None:
         """Give a node of the last level its children, in draw order."""
@@ -106,7 +115,7 @@ class _Growing:
 
 def _extend_by_likeliest(logits: Tensor, rows: list[Row], parents: list[tuple[_Growing, int]]) -> None:
     widths = [tree.width(node) for tree, node in parents]
-    tokens = likeliest(logits, rows, max(widths)).tolist()
+    tokens = likeliest(logits, rows, max(widths))
     for (tree, node), width, found in zip(parents, widths, tokens, strict=True):
         tree.extend(node, found[:width], None)
 

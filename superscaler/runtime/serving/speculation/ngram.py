@@ -70,16 +70,8 @@ class NgramSpeculator:
 
     def _propose(self, wish: Wish) -> Proposal:
         index = self._indexes.setdefault(wish.sequence, NgramIndex(*self._lengths))
-        row = wish.row
-        for token in _from(row.prompt, row.output, len(index.tokens)):
+        for token in wish.row.certain(len(index.tokens)):
             index.append(token)
         depth = max(depths(wish.shape), default=0)
         paths = [index.continuation(place, depth) for place in index.matches(self._most_matches)]
         return Proposal(from_paths(paths, self._speculator, len(wish.shape)))
-
-
-def _from(prompt: Sequence[int], output: Sequence[int], start: int) -> Sequence[int]:
-    """The tokens of both from number `start` on."""
-    if start < len(prompt):
-        return [*prompt[start:], *output]
-    return output[start - len(prompt) :]

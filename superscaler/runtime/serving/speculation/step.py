@@ -134,11 +134,12 @@ class _Walk:
         self.tokens.append(token)
         self.logprobs.append(logprob)
         node = self.proposal.tree.children[self.node + 1].get(token)
-        if node is None:
+        row = None if node is None else self.row.after(token)
+        if node is None or row is None or row.is_over:
             self.ended = True
             return
         self.nodes.append(node)
-        self.node, self.logits_row, self.row = node, self._start + 1 + node, self.row.after(token)
+        self.node, self.logits_row, self.row = node, self._start + 1 + node, row
 
 
 _Choice = tuple[list[int], list[Logprobs | None]]

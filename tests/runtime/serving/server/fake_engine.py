@@ -15,6 +15,7 @@ import torch
 
 from superscaler.errors import RequestError, ServingError
 from superscaler.runtime.serving.engine import Engine
+from superscaler.runtime.serving.grammar.matcher import Grammars
 from superscaler.runtime.serving.kv_cache import KvCache
 from superscaler.runtime.serving.limits import Limits
 from superscaler.runtime.serving.link import KEY, End, Progress, Ready, Refused, Stop, Submit
@@ -50,14 +51,14 @@ def writes(text: bytes, end: bool = True) -> Rule:
     return rule
 
 
-def make_engine(rule: Rule = table) -> Engine:
+def make_engine(rule: Rule = table, grammars: Grammars | None = None) -> Engine:
     def run(batch):
         return torch.stack([rule(batch.tokens[row], batch.positions[row]) for row in batch.wanted])
 
     cache = KvCache(PAGES, PAGE_SIZE, 0)
     limits, ends = Limits(LONGEST, step_tokens=4096, step_sequences=512), frozenset([END])
     scheduler = Scheduler(cache, make_policy("fcfs"), limits, time.monotonic, ends)
-    return Engine(scheduler, cache, run, time.monotonic, end_tokens=ends)
+    return Engine(scheduler, cache, run, time.monotonic, end_tokens=ends, grammars=grammars)
 
 
 class FakeEngine:
@@ -68,10 +69,14 @@ class FakeEngine:
         rule: The model.
         step_seconds: Between two steps.
         dies_after: Tokens, after which it dies.
+        grammars: Of its requests.
     """
 
-    def __init__(self, hear, rule: Rule = table, step_seconds: float = 0.0, dies_after: int | None = None):
-        self.engine = make_engine(rule)
+    def __init__(
+        self, hear, rule: Rule = table, step_seconds: float = 0.0, dies_after: int | None = None,
+        grammars: Grammars | None = None,
+    ):  # fmt: skip
+        self.engine = make_engine(rule, grammars)
         self.is_gone = False
         self.messages = []
         """All it was told."""

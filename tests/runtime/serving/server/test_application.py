@@ -216,8 +216,6 @@ REFUSED = {
     "best_of": ({"best_of": 3}, "best_of"),
     "echo with logprobs": ({"echo": True, "logprobs": 1}, "logprobs"),
     "too many logprobs": ({"logprobs": 21}, "logprobs"),
-    "a prescribed form": ({"response_format": {"type": "json_object"}}, "response_format"),
-    "guided decoding": ({"guided_regex": "a*"}, "guided_regex"),
     "stream options without a stream": ({"stream_options": {"include_usage": True}}, "stream_options"),
     "a stop that is a number": ({"stop": 5}, "stop"),
     "an empty stop": ({"stop": ""}, None),

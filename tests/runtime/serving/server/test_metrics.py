@@ -58,6 +58,18 @@ def test_counters_grow_on_when_an_engine_that_was_started_anew_counts_from_nothi
     assert (found["num_requests_running"], found["num_requests_waiting"]) == (1, 2)
 
 
+def test_accepted_tokens_are_told_by_their_level_over_deaths_of_the_engine():
+    metrics = Metrics("m")
+    for levels in ((4,), (6, 3, 1), (), (2, 1)):  # the third is of a new engine
+        metrics.observe_load(Load(0, 0, 8, 0, 0, 0, accepted_tokens=sum(levels), accepted_by_level=levels))
+    families = text_string_to_metric_families(metrics.text().decode())
+    (family,) = [each for each in families if each.name == "vllm:spec_decode_num_accepted_tokens_per_pos"]
+    found = {
+        sample.labels["position"]: sample.value for sample in family.samples if sample.name.endswith("_total")
+    }
+    assert found == {"0": 8, "1": 4, "2": 1}
+
+
 def test_an_engine_says_how_long_a_request_waited_for_its_first_step():
     engine, clock = make_engine(), Clock()
     engine._clock = clock

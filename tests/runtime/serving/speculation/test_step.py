@@ -114,8 +114,7 @@ def test_grown_trees_have_their_shape_and_the_likeliest_tokens_where_greedy():
         path = (4, *greedy.tree.path(node))
         tokens = greedy.tree.draws(node).get(5, ())
         assert (
-            list(tokens)
-            == likeliest(SMALL[[path[-1]]], [wishes[0].row], len(tokens) or 1)[0].tolist()[: len(tokens)]
+            list(tokens) == likeliest(SMALL[[path[-1]]], [wishes[0].row], len(tokens) or 1)[0][: len(tokens)]
         )
 
 
