@@ -134,8 +134,8 @@ CASES = (
     Case("parameters in host memory", "gpt", "tp=2,offload=parameters",
          "A layer's parameters are fetched while the layer before it runs, in the forward and again in the backward; "
          "the update fetches and stows those it changes."),
-    Case("states and parameters in host memory", "gpt", "dp=2,zero=1,offload=optimizer+parameters",
-         "As ZeRO-1; on the device there are the parameters of two layers at a time, and the states of none."),
+    Case("states and parameters in host memory", "gpt", "dp=2,zero=3,offload=optimizer+parameters",
+         "As ZeRO-3; of the parameters a device has its pieces of two layers at a time, and one layer's joined."),
     Case("all in host memory", "gpt", "pp=2,micro_batches=4,offload=optimizer+activations+parameters",
          "States, layers' activations and parameters wait in host memory; gradients stay on the device."),
     Case("co-shard", "gpt", "co_shard=2",

@@ -65,7 +65,7 @@ def torchrun(build, data, ranks):
         (llama, LLAMA, "cp=3"),
         (llama, LLAMA, "dp=2,zero=1,offload=optimizer"),
         (llama, LLAMA, "dp=2,offload=activations"),
-        (llama, LLAMA, "dp=2,zero=1,micro_batches=2,offload=optimizer+activations+parameters"),
+        (llama, LLAMA, "dp=2,zero=3,micro_batches=2,offload=optimizer+activations+parameters"),
         (gpt, GPT, "pp=2,micro_batches=2,offload=parameters"),
         (llama, LLAMA, "dp=2,micro_batches=2"),
         (llama, LLAMA, "dp=2,zero=1,pp=2,micro_batches=2"),

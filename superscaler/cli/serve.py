@@ -145,15 +145,8 @@ def _serve(options: argparse.Namespace, folder: Path) -> None:
         drain_seconds=options.drain_seconds,
     )
     ranks = read_build(folder).world_size
-    run(
-        torchrun(
-            folder,
-            ranks,
-            _engine_arguments(options, weights, tokenizer and (options.tokenizer or options.model), ends),
-        ),
-        how,
-        tokenizer,
-    )
+    place = tokenizer and (options.tokenizer or options.model)
+    run(torchrun(folder, ranks, _engine_arguments(options, weights, place, ends)), how, tokenizer)
 
 
 def _engine_arguments(

@@ -91,6 +91,7 @@ class Function:
         self._here = 0
         self._items: Sequence[Any] = ()
         self._moves: dict[str, list[Move]] = {}
+        self._groups: dict[tuple[type, int], list[Collective | FromHost]] = {}
         self._fetched: dict[str, list[str]] = {}
         """Parameter fetched from host memory -> those that came with it."""
 
@@ -166,6 +167,10 @@ class Function:
             for run in moved_together(items, kind)
             for move in run
         }
+        self._groups = {}
+        for item in items:
+            if isinstance(item, Collective | FromHost) and item.group >= 0:
+                self._groups.setdefault((type(item), item.group), []).append(item)
         self._last = {name: i for i, item in enumerate(items) for name in reads(item)}
         self._last.update(dict.fromkeys(outputs, len(items)))
         is_again = False
@@ -238,6 +243,7 @@ class Function:
         self.add(f"del ({names})" if len(names) + len(INDENT) * self.indent + 4 > WIDTH else f"del {names}")
         for value in gone:
             self.scope.release(value)
+            self._fetched.pop(value, None)
 
     # instructions
 
@@ -470,8 +476,7 @@ class Function:
 
     def _group_of(self, instruction: Collective | FromHost) -> list[Collective | FromHost]:
         """What travels together ahead of its use, an instruction among it."""
-        kind = type(instruction)
-        return [i for i in self._items if isinstance(i, kind) and i.group == instruction.group]
+        return self._groups[type(instruction), instruction.group]
 
     def _may_overwrite(self, value: str, by: Instruction | None = None) -> bool:
         """Whether the memory of a value belongs to it alone from here on, and to what `by` makes of it."""

@@ -52,6 +52,23 @@ def brought_together(placed: PlacedGraph) -> frozenset[str]:
     return frozenset(found)
 
 
+def cut_by_update_alone(placed: PlacedGraph, parameter: str) -> tuple[str, ...]:
+    """The mesh axes over which the update of a parameter is cut, but not the parameter as it is stored."""
+    if parameter not in placed.graph.updates or parameter in placed.stored_as_updated:
+        return ()
+    wanted = _read_by_update(placed, parameter, parameter)
+    stored = {
+        axis
+        for reader in placed.graph.readers[parameter]
+        if reader.phase is not Phase.UPDATE
+        for name, layout in zip(reader.reads, placed.reads(reader), strict=True)
+        if name == parameter and layout is not None
+        for axes in layout.cuts
+        for axis in axes
+    }
+    return tuple(axis for axes in wanted.cuts for axis in axes if axis not in stored)
+
+
 def _read_by_update(placed: PlacedGraph, parameter: str, tensor: str) -> Layout:
     """The layout in which the update of a parameter reads it, or its gradient."""
     update = placed.graph.writer[placed.graph.updates[parameter]]

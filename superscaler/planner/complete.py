@@ -19,6 +19,7 @@ from superscaler.ir.layout import is_multiple
 from superscaler.ir.mesh import TIME, Mesh
 from superscaler.ir.size import Size
 from superscaler.ir.tensor import Role
+from superscaler.planner.as_updated import cut_by_update_alone
 from superscaler.planner.computed_where_read import computed_where_read
 from superscaler.planner.micro_batches import batch_axes, batch_letter, find_phases
 from superscaler.planner.placement import PlacedGraph, Placement, letters_of, operand_layout, passes_summands
@@ -77,7 +78,20 @@ def complete(planner: Planner, micro_batches: int, *, splits_backward: bool = Fa
         frozenset(planner.stored_as_updated),
         frozenset(planner.on_host),
     )
+    _check_updated_on_host(planner, placed)
     return split_totals(computed_where_read(placed))
+
+
+def _check_updated_on_host(planner: Planner, placed: PlacedGraph) -> None:
+    """What waits in host memory must be updated as it is stored: else all of it would be on the device to be joined."""
+    for name, line in planner.parameters_on_host.items():
+        if axes := cut_by_update_alone(placed, name):
+            raise PlanError(
+                f"{name!r} waits in host memory as a whole, but its update is cut over {', '.join(axes)}: the pieces "
+                "of all parameters would be brought together on the device in every step",
+                where=line,
+                remedy="use zero=3, or p.store_as_updated, which stores pieces; or do not cut the update",
+            )
 
 
 # places

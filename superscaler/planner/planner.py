@@ -53,7 +53,9 @@ class Planner:
     stored_as_updated: set[str] = field(default_factory=set)
     """Parameters that are stored in the layout their update reads."""
     on_host: set[str] = field(default_factory=set)
-    """Optimizer states that are kept in host memory, and activations that wait there."""
+    """Optimizer states and parameters that are kept in host memory, and activations that wait there."""
+    parameters_on_host: dict[str, str] = field(default_factory=dict)
+    """Those of them that are parameters -> who said so."""
     co_sharded: list[CoShard] = field(default_factory=list)
     """Axes of blocks that run piece after piece."""
     is_rewritten: bool = False
@@ -377,7 +379,8 @@ class Planner:
             what: Layers, or any operators; for inference or for training.
 
         Raises:
-            PlanError: They read no parameter.
+            PlanError: They read no parameter; or, when the plan is complete, an update changes pieces of one that is
+                stored whole.
         """
         line = self.speaker
         found: set[str] = set()
@@ -395,6 +398,7 @@ class Planner:
                 remedy="choose operators that read parameters, such as layers or p.everything()",
             )
         self.on_host |= found
+        self.parameters_on_host |= dict.fromkeys(sorted(found), line)
 
     def offload_activations(self, what: Selection) -> None:
         """Let what the backward of these operators reads of the forward wait for it in host memory.

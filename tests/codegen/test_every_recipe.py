@@ -36,7 +36,7 @@ SAYING = {
     "offload=activations": ("gpt", "offload=activations,pp=2,micro_batches=2"),
     "offload=optimizer+activations": ("gpt", "offload=optimizer+activations,tp=2,sp"),
     "offload=parameters": ("gpt", "offload=parameters,pp=2,micro_batches=2"),
-    "offload=optimizer+parameters": ("gpt", "offload=optimizer+parameters,dp=2,zero=1"),
+    "offload=optimizer+parameters": ("gpt", "offload=optimizer+parameters,dp=2,zero=3"),
     "offload=optimizer+activations+parameters": ("gpt", "offload=optimizer+activations+parameters,tp=2"),
     "micro_batches=N": ("gpt", "micro_batches=4"),
     "layers=N+N": ("gpt", "pp=2,layers=1+3,micro_batches=4"),

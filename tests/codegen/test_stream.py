@@ -78,8 +78,7 @@ def test_outputs_are_those_without_offload_bit_for_bit_and_those_of_eager(name, 
         "tp=2,sp,recompute,offload=optimizer+parameters",
         "cp=2,micro_batches=2,offload=parameters",
         "co_shard=2,offload=parameters",
-        "dp=2,zero=1,offload=optimizer+parameters",
-        "dp=2,zero=2,micro_batches=2,offload=parameters",
+        "dp=2,offload=optimizer+parameters",
         "dp=2,zero=3,micro_batches=2,offload=parameters",
         "pp=2,micro_batches=4,offload=optimizer+activations+parameters",
         "pp=2,schedule=zb-h1,micro_batches=4,offload=parameters",
@@ -342,6 +341,14 @@ def test_with_states_it_is_refused_where_there_are_none(how):
         compiled(how, tiny("gpt")[2])
     with pytest.raises(PlanError, match="no optimizer state"):
         compiled(how, tiny("gpt", optimizer=SGD())[2])
+
+
+@pytest.mark.parametrize("how", ["dp=2,zero=1", "dp=2,zero=2,micro_batches=2"])
+def test_updates_of_pieces_of_what_is_stored_whole_are_refused(how):
+    with pytest.raises(PlanError, match="its update is cut over dp") as error:
+        compiled(f"{how},offload=parameters", tiny_gpt(4)[2])
+    assert "offload=parameters in the plan" in error.value.where
+    assert "zero=3" in error.value.remedy
 
 
 def test_a_word_for_something_else_is_refused_with_those_there_are():

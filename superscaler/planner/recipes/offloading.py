@@ -43,7 +43,7 @@ def offload_parameters(p: Planner) -> None:
 
     The embeddings and the head count as layers. An inference build whose parameters do not fit on the device runs
     by this, and so does serving; caches stay on the device. In training every layer's are fetched again for its
-    backward, and for the update.
+    backward, and for the update; with ZeRO it must be ZeRO-3, whose updates change what each device stores.
 
     Raises:
         PlanError: The model has no parameters.
