@@ -16,6 +16,7 @@ Goals: all answers the same; 1.5 times as fast at batch 1, 2.6 times over the li
 """
 
 import json
+import math
 import random
 import statistics
 import tempfile
@@ -56,8 +57,6 @@ from superscaler.serve.paged import CacheSize
 CACHE = CacheSize(pages=512)
 PROMPT = 64
 """Tokens."""
-BATCHES = (1, 2, 4, 8, 16)
-WIDTHS = (1, 2, 3, 4, 5)
 LEVELS = 8
 FASTER, OFFLOADED_FASTER, NEVER_SLOWER = 1.5, 2.6, 0.98
 LINK = 0.5e9
@@ -89,6 +88,10 @@ class Scale:
     """Tokens of an answer whose latency is measured, in the middle."""
     rounds: int
     """Of latency, after as many again to warm up."""
+    widths: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Of trees."""
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Of latency."""
 
 
 FULL = Scale(
@@ -99,11 +102,12 @@ FULL = Scale(
     lesson=LessonRecipe(samples=2000), answers=500, new=32, tree_prompts=12, latency_new=128, rounds=3,
 )  # fmt: skip
 QUICK = Scale(
-    text=40_000,
-    target=Recipe(layers=4, width=192, heads=4, steps=60, batch=8, rate=2e-3),
-    draft=Recipe(layers=1, width=64, heads=2, steps=100, batch=8, rate=4e-3),
-    distilled=Recipe(layers=1, width=64, heads=2, steps=100, batch=8, rate=4e-3),
-    lesson=LessonRecipe(samples=60, answer_tokens=32), answers=20, new=24, tree_prompts=1, latency_new=24, rounds=2,
+    text=20_000,
+    target=Recipe(layers=3, width=128, heads=4, steps=40, batch=8, rate=3e-3),
+    draft=Recipe(layers=1, width=64, heads=2, steps=40, batch=8, rate=4e-3),
+    distilled=Recipe(layers=1, width=64, heads=2, steps=40, batch=8, rate=4e-3),
+    lesson=LessonRecipe(samples=20, prompt_tokens=32, answer_tokens=32), answers=10, new=16, tree_prompts=1,
+    latency_new=16, rounds=2, widths=(1, 3), batches=(1, 4),
 )  # fmt: skip
 
 
@@ -146,7 +150,7 @@ def main() -> None:
         torch.set_num_threads(1)
         answers, same = _identity(models, scale)
         trees = _tokens_per_step(models, scale)
-        rows = [_latency(models, scale, batch) for batch in BATCHES]
+        rows = [_latency(models, scale, batch) for batch in scale.batches]
         rows += [_latency(models, scale, 1, link) for link in (math.inf, LINK)]
     print_table(trees)
     kept = RESULTS / f"speculation_trees{'-quick' if options.quick else ''}.json"
@@ -217,7 +221,7 @@ def _tokens_per_step(models: Trained, scale: Scale) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for how, temperature, is_naive in (("greedy", 0.0, False), ("drawn", 1.0, False), ("naive", 1.0, True)):
         params = SamplingParams(temperature=temperature, max_tokens=scale.new, seed=3, ignore_eos=True)
-        for width in WIDTHS:
+        for width in scale.widths:
             row: dict[str, Any] = {"sampling": how, "width": width}
             for family in models.held_out:
                 engine = _engine(models, expansion(1, 1, width, *[1] * (LEVELS - 3)), is_naive)
