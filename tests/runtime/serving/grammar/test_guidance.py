@@ -38,7 +38,7 @@ def is_parsed(judge):
     return lambda text: judge(json.loads(text))
 
 
-EXPRESSIONS = ["[a-f]{3,6}", "(0|[1-9][0-9]{0,2}),-?", "x(ab|cd)*y?", "[ä-ü]{1,3}!", r"\d{4}-\d\d"]
+EXPRESSIONS = ["[a-f]{3,6}", "(0|[1-9][0-9]{0,2}),-?", "x(ab|cd)*y?", "[ä-ü]{1,3}!", "[0-9]{4}-[0-9]{2}"]
 CHOICES = ["yes", "yes, indeed", "nö", 'a "quote"\n']
 RULES = 'start: item ("," item){0,2}\nitem: /[ab]{1,2}/'
 CASES = [
