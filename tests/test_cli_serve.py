@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,7 @@ def server(folder):
         "--plan",
         "tp=2",
     ]
+    command += ["--speculate", "ngram", "--tree", "1,1"]
     command += ["--port", "0", "--served-model-name", "tiny", "--threads", "1", "--cache-tokens", "1024"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
@@ -80,9 +82,13 @@ def generated(folder, text, count):
 @pytest.mark.ranks
 @pytest.mark.slow
 def test_the_text_is_that_of_transformers(folder, server):
-    _, _, client = server
-    answer = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=30, temperature=0)
-    assert answer.choices[0].text == generated(folder, PROMPT, 30)
+    _, address, client = server
+    prompt = PROMPT + " to be or not to be"
+    answer = client.completions.create(model="tiny", prompt=prompt, max_tokens=60, temperature=0)
+    assert answer.choices[0].text == generated(folder, prompt, 60)
+    with urllib.request.urlopen(f"{address}/metrics") as metrics:  # what came before was proposed again
+        (drafts,) = re.findall(r"(?m)^vllm:spec_decode_num_drafts_total\S* (\S+)$", metrics.read().decode())
+    assert float(drafts) > 0
     chat = client.chat.completions.create(
         model="tiny", messages=[{"role": "user", "content": PROMPT}], max_tokens=20, temperature=0
     )

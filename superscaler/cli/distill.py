@@ -24,7 +24,7 @@ examples:
   superscaler distill ~/qwen --draft tiny-qwen/ --text docs/*.md -o build/draft
   superscaler distill models/llama.py:tiny --weights tiny.safetensors --draft models/llama.py:tiny \\
       --draft-set layers=1 --tokens text.npy -o build/draft
-  superscaler serve ~/qwen -- --speculate build/draft
+  superscaler serve ~/qwen --speculate build/draft
 
 The model continues pieces of the text, and the draft learns what it found likely. Both are kept beside the output, in
 FOLDER-training: the same command goes on where it was interrupted.
@@ -143,7 +143,7 @@ def run(options: argparse.Namespace) -> None:
     print(
         f"{folder}: of the model's tokens that it has not seen, {100 * found.agreement:.1f} % are its likeliest"
     )
-    print(f"  superscaler serve {options.model} -- --speculate {folder}")
+    print(f"  superscaler serve {options.model} --speculate {folder}")
 
 
 def _tokens(options: argparse.Namespace) -> "np.ndarray":

@@ -24,6 +24,7 @@ examples:
   superscaler serve ~/qwen --cluster local:2 --plan tp=2 --port 9000 --api-key-file keys.txt
   superscaler serve ~/qwen -o build/qwen --cache-tokens 65536 --compile-only
   superscaler serve build/qwen --weights ~/qwen --tokenizer ~/qwen
+  superscaler serve ~/qwen --speculate build/draft --speculate ngram
 """
 _KEYS = "SUPERSCALER_API_KEYS"
 _ENGINE_OPTIONS = [
@@ -35,6 +36,7 @@ _ENGINE_OPTIONS = [
     "chunk_tokens",
     "host_pages",
     "policy",
+    "tree",
 ]  # those that are the engine's own, and are handed on where they are given
 
 
@@ -69,6 +71,11 @@ def _add_engine(group: Any) -> None:
     add("--chunk-tokens", type=positive, metavar="N", help="most tokens of one prompt in a step")
     add("--host-pages", type=int, metavar="N", help="pages of host memory for sequences that make room")
     add("--policy", help="who goes first (default fcfs)")
+    add("--speculate", action="append", default=[], metavar="ngram|FOLDER[:WEIGHTS]",
+        help="what proposes tokens that one step checks: what followed earlier in the text, or a small model's build, "
+        "as `superscaler distill` makes it; repeated, their proposals are merged")  # fmt: skip
+    add("--tree", metavar="auto|off|K,K,...",
+        help="shape of proposals: as it pays, or children of the nodes of each level (default auto)")  # fmt: skip
     add("--torch-compile", action="store_true", help="let what layers compute go through torch.compile")
     add("--max-restarts", type=int, default=3, metavar="N", help="new engines after deaths (default 3)")
     add("--start-seconds", type=float, default=600.0, metavar="S", help="until it is ready (default 600)")
@@ -159,6 +166,8 @@ def _engine_arguments(
         value = getattr(options, name)
         if value is not None:
             arguments += ["--" + name.replace("_", "-"), str(value)]
+    for speculator in options.speculate:
+        arguments += ["--speculate", speculator]
     for token in ends:
         arguments += ["--end-token", str(token)]
     return [*arguments, *options.arguments]

@@ -127,7 +127,7 @@ def _fingerprint(teacher: Teacher, text: np.ndarray, recipe: LessonRecipe) -> st
     """Of all that the lesson depends on."""
     weights = teacher.weights
     files = sorted(weights.glob("*.safetensors")) if weights and weights.is_dir() else [weights]
-    known = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file]
+    known = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file]
     build = read_build(teacher.folder).fingerprint
     found = hashlib.sha256(json.dumps([asdict(recipe), build, known, teacher.arguments]).encode())
     found.update(np.ascontiguousarray(text).tobytes())
