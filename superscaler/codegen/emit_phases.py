@@ -338,7 +338,7 @@ class _Writer:
             arguments.append(str(function.read(value)))
             if number in loop.carried:
                 own = function.scope.names.get(value)
-                is_ours = own is not None and not function.is_read_later(value)
+                is_ours = own is not None and not function.lifetimes.is_read_later(value)
                 if not is_ours:
                     name = function.bind_apart(first.inside[loop.carried[number]])
                     function.add(f"{name} = {arguments[-1]}")
