@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 
-from superscaler.codegen.emit_phases import ORDER, Emitted
+from superscaler.codegen.emitted import ORDER, Emitted
 from superscaler.codegen.expressions import literal
 from superscaler.codegen.function import Function
 from superscaler.codegen.group import LISTED, Group, group_update, operands_of
