@@ -5,7 +5,7 @@ if they have the same calls, arguments, local shapes and wiring, and parameters 
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from superscaler.codegen.modules import modules_of
@@ -188,41 +188,56 @@ def _canonical(
     key: list[object] = [(mesh.axes, *(printed.axis_variable(mesh, name) for name in mesh.names))]
     for instruction in instructions:
         reads = tuple(map(name, reads_of(instruction)))
-        extra: tuple = ()
-        if isinstance(instruction, Compute):
-            keywords = tuple(map(constant, instruction.keywords))
-            extra = (instruction.kind, repr(instruction.arguments), keywords)
-        elif isinstance(instruction, Keep):
-            place, kept = printed.kept[instruction.write]
-            step = printed.summed[instruction.write].step if instruction.write in printed.summed else None
-            extra = (place, _within(kept, prefix), instruction.add)
-            extra += (step.kind, step.axis, printed.summed[instruction.write].dim) if step else ()
-        elif isinstance(instruction, Collective):
-            extra = (instruction.step.kind, instruction.step.axis, instruction.dim, instruction.from_dim,
-                     instruction.step.before.reducer, instruction.is_started, instruction.group >= 0)  # fmt: skip
-        elif isinstance(instruction, Await):
-            extra = (instruction.leaving,)
-        elif isinstance(instruction, Slice):
-            extra = (instruction.step.axis, instruction.dim, instruction.start, instruction.length)
-        elif isinstance(instruction, Mask):
-            extra = (instruction.step.axis,)
-        elif isinstance(instruction, FromHost):
-            extra = (instruction.group >= 0,)
-        elif isinstance(instruction, ToHost):
-            extra = ()
-        else:
-            extra = (id(instruction),)
+        settings = _settings(printed, instruction, prefix, constant)
         shapes = []
         if not isinstance(instruction, Keep):
             for value in writes_of(instruction):
                 inside[value] = len(inside)
                 shapes.append((printed.value(value).shape, printed.value(value).dtype))
-        key.append((type(instruction).__name__, reads, extra, tuple(shapes)))
+        key.append((type(instruction).__name__, reads, settings, tuple(shapes)))
     for value in outside:
         key.append((printed.value(value).shape, printed.value(value).dtype))
     return Call(
         part.stage, prefix, tuple(instructions), tuple(inside), tuple(outside), tuple(numbers)
     ), tuple(key)
+
+
+def _settings(
+    printed: PrintedProgram,
+    instruction: Instruction,
+    prefix: str,
+    constant: Callable[[tuple[str, object]], object],
+) -> tuple:
+    """What an instruction is beside its operands, alike for those of one block.
+
+    Args:
+        printed: The program it is part of.
+        instruction: The instruction.
+        prefix: Of the names of the run's parameters.
+        constant: A keyword, with what may differ from call to call left out.
+    """
+    match instruction:
+        case Compute(kind=kind, arguments=arguments, keywords=keywords):
+            return kind, repr(arguments), tuple(map(constant, keywords))
+        case Keep(write=write, add=add):
+            place, kept = printed.kept[write]
+            total = printed.summed.get(write)
+            sum_over_devices = (total.step.kind, total.step.axis, total.dim) if total else ()
+            return place, _within(kept, prefix), add, *sum_over_devices
+        case Collective(step=step, dim=dim, from_dim=from_dim, is_started=is_started, group=group):
+            return step.kind, step.axis, dim, from_dim, step.before.reducer, is_started, group >= 0
+        case Await(leaving=leaving):
+            return (leaving,)
+        case Slice(step=step, dim=dim, start=start, length=length):
+            return step.axis, dim, start, length
+        case Mask(step=step):
+            return (step.axis,)
+        case FromHost(group=group):
+            return (group >= 0,)
+        case ToHost():
+            return ()
+        case _:  # alike to none
+            return (id(instruction),)
 
 
 def _within(name: str, prefix: str) -> tuple[bool, str]:

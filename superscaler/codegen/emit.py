@@ -3,8 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from superscaler.codegen.emit_phases import Emitted, Phases, emit_phases
+from superscaler.codegen.emit_phases import Phases, emit_phases
 from superscaler.codegen.emit_update import emit_update
+from superscaler.codegen.emitted import Emitted
 from superscaler.codegen.group import fold_updates
 from superscaler.codegen.loops import REPEATED
 from superscaler.codegen.name_tables import NameTables

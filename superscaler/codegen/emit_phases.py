@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from superscaler.codegen.blocks import Block, Call
+from superscaler.codegen.emit_calls import saved_name, write_calls
+from superscaler.codegen.emitted import ORDER, Emitted
 from superscaler.codegen.function import Function, tuple_of
 from superscaler.codegen.loops import REPEATED, Bodies, Loop, find_bodies, item_reads
 from superscaler.codegen.name_tables import NameTables
@@ -14,23 +16,6 @@ from superscaler.codegen.program import Collective, FromHost, Instruction, Part,
 from superscaler.codegen.stream import streamed_groups
 from superscaler.ir.graph import Phase
 
-ORDER = (
-    "batch",
-    "saved",
-    "p",
-    "gathered",
-    "fetched",
-    "state",
-    "grads",
-    "kept",
-    "at",
-    "key",
-    "step",
-    "mb",
-    "rt",
-    "is_last",
-)
-"""Order of the arguments every function may have, behind the values it is given."""
 NAMES = {
     Phase.PREPARE: "prepare",
     Phase.FORWARD: "forward",
@@ -44,22 +29,6 @@ _WHAT = {
     Phase.WEIGHT: "Gradients of the weights",
 }
 _LATER = {Phase.FORWARD: "backward reads", Phase.BACKWARD: "weight gradients read"}
-_SAVED = {
-    Phase.FORWARD: ("_forward", "s"),
-    Phase.BACKWARD: ("_backward", "s_weight"),
-    Phase.WEIGHT: ("_weight", ""),
-}
-"""Per phase what the name of a block ends with, and of the dict that holds what its calls saved."""
-
-
-@dataclass(frozen=True)
-class Emitted:
-    """The source of one function, and how it is called."""
-
-    name: str
-    parameters: tuple[str, ...]
-    lines: tuple[str, ...]
-    uses: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -146,7 +115,7 @@ class _Writer:
         """What a body takes as ``saved``: values, and names of the dicts that hold what blocks saved."""
         if part is None:
             return [], []
-        return self.bodies.crossing.get(part, []), list(map(self._dict_name, self.bodies.saved_for(part)))
+        return self.bodies.crossing.get(part, []), list(map(saved_name, self.bodies.saved_for(part)))
 
     # functions
 
@@ -250,12 +219,12 @@ class _Writer:
             function.unpack([*names, *dicts], "saved")
             if part.phase is not Phase.FORWARD:
                 function.add("del saved")
-        for name in map(self._dict_name, self.bodies.saving(part)):
+        for name in map(saved_name, self.bodies.saving(part)):
             function.add(f"{name} = {{}}")
         self._gather_ahead(function, part)
         self._fetch_ahead(function, part)
         for name, (call, block, place) in self.bodies.inside_saved.get(part, {}).items():
-            function.special[name] = f'{self._dict_name(block)}["{call.prefix}"][{place}]'
+            function.special[name] = f'{saved_name(block)}["{call.prefix}"][{place}]'
         returned = self._returned(part) if part.phase is Phase.FORWARD else []
         later, later_dicts = self._saved(self._next(part))
         self._run(function, part, {*later, *returned})
@@ -318,7 +287,12 @@ class _Writer:
 
     def _run(self, function: Function, part: Part, outputs: set[str]) -> None:
         steps = self.bodies.steps[part]
-        function.run(steps, outputs, self._reads, lambda step: self._loop(function, step))
+        function.run(
+            steps,
+            outputs,
+            self._reads,
+            lambda loop: write_calls(function, self.bodies, self.emitted[id(loop.block)][0], loop),
+        )
 
     def _reads(self, step: object) -> Sequence[str]:
         """What a step reads by name; a backward block's saved values come in its tuple."""
@@ -328,97 +302,6 @@ class _Writer:
         made = {name for call in step.calls for name in call.inside}
         names = (call.outside[number] for call in step.calls for number in signature.arguments(call))
         return tuple(dict.fromkeys(name for name in names if name not in made))
-
-    def _loop(self, function: Function, loop: Loop) -> None:
-        signature, first, last = self.bodies.signature(loop.block), loop.calls[0], loop.calls[-1]
-        function.forget()
-        arguments = []
-        for number in signature.arguments(first):
-            value = first.outside[number]
-            arguments.append(str(function.read(value)))
-            if number in loop.carried:
-                own = function.scope.names.get(value)
-                is_ours = own is not None and not function.is_read_later(value)
-                if not is_ours:
-                    name = function.bind_apart(first.inside[loop.carried[number]])
-                    function.add(f"{name} = {arguments[-1]}")
-                    arguments[-1] = name
-                else:
-                    function.scope.release(value)
-        carried = {
-            output: argument
-            for argument, number in zip(arguments, signature.arguments(first), strict=True)
-            for output in [loop.carried.get(number)]
-            if output is not None
-        }
-        targets = []
-        for output in signature.outputs:
-            value = last.inside[output]
-            if output in carried:
-                name = carried[output]
-                function.scope.release(function.scope.owner.get(name, ""))
-                function.scope.bind(value, name)
-            else:
-                name = function.bind_apart(value) if len(loop.calls) > 1 else function.bind(value)
-            targets.append(name)
-        self._call_lines(function, loop, arguments, targets)
-
-    def _call_lines(self, function: Function, loop: Loop, arguments: list[str], targets: list[str]) -> None:
-        emitted, _block_function = self.emitted[id(loop.block)]
-        signature, is_loop = self.bodies.signature(loop.block), len(loop.calls) > 1
-        numbers = loop.numbers
-        stem = loop.calls[0].prefix.rpartition(".")[0]
-        at = "at" if is_loop else f'"{loop.calls[0].prefix}"'
-        wants_at = "at" in emitted.uses or signature.saved or signature.unpacked
-        if is_loop:
-            low, high = min(numbers), max(numbers) + 1
-            span = f"range({low}, {high})" if low else f"range({high})"
-            function.add(f"for layer in {span if numbers[0] == low else f'reversed({span})'}:")
-            function.indent += 1
-            if wants_at:
-                function.add(f'at = f"{stem}.{{layer}}"')
-        for name in ORDER:
-            if name in emitted.uses:
-                arguments.append(self._passed(function, loop, name, at))
-                if name not in ("at", "saved", "key"):
-                    function.use(name)
-        if signature.saved:
-            targets = [*targets, f"{self._dict_name(loop.block)}[{at}]"]
-        result = f"{', '.join(targets)} = " if targets else ""
-        function.add(f"{result}{emitted.name}({', '.join(arguments)})")
-        if is_loop:
-            function.indent -= 1
-
-    def _passed(self, function: Function, loop: Loop, name: str, at: str) -> str:
-        """The text of a common argument in the call of a block."""
-        if name == "at":
-            return at
-        if name == "key":
-            return _affine(loop.numbers, [call.numbers[0] for call in loop.calls])
-        if name == "saved":
-            partner = self.bodies.signature(loop.block).partner
-            assert partner is not None
-            users = [
-                b for b in self.bodies.blocks[loop.block.phase] if self.bodies.signature(b).partner is partner
-            ]
-            kept = self.bodies.signature(partner).kept_saved
-            stays = any(call.key in kept for call in loop.calls) or len(users) > 1
-            return f"{self._dict_name(partner)}[{at}]" if stays else f"{self._dict_name(partner)}.pop({at})"
-        return name
-
-    def _dict_name(self, block: Block) -> str:
-        """The dict that holds what the calls of a block saved."""
-        ending, plural = _SAVED[block.phase]
-        return block.name.removesuffix(ending) + plural
-
-
-def _affine(layers: Sequence[int], numbers: Sequence[int]) -> str:
-    """A number that grows with the layer, as a text."""
-    if len(layers) == 1:
-        return str(numbers[0])
-    slope = (numbers[1] - numbers[0]) // (layers[1] - layers[0])
-    offset = numbers[0] - slope * layers[0]
-    return f"{slope} * layer {'+' if offset >= 0 else '-'} {abs(offset)}" if slope else str(offset)
 
 
 def _stowed_last(instructions: Sequence[Instruction], saved: Sequence[str]) -> list[Move]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 
-from superscaler.codegen.emit_phases import ORDER, Emitted
+from superscaler.codegen.emitted import ORDER, Emitted
 from superscaler.codegen.expressions import literal
 from superscaler.codegen.function import Function
 from superscaler.codegen.group import LISTED, Group, group_update, operands_of
@@ -123,7 +123,7 @@ class _Writer:
         else:
             return None
         holders = [v for v, its in {**self.printed.kept, **self.places}.items() if its == place]
-        while any(self.function.is_read_later(holder) for holder in holders):
+        while any(self.function.lifetimes.is_read_later(holder) for holder in holders):
             place = place[0], f"{place[1]}/{self.printed.value(value).layout}"
             holders = [v for v, its in self.places.items() if its == place]
         self._set(value, place)

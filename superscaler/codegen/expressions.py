@@ -144,3 +144,11 @@ def without_unread(targets: list[str], text: str) -> tuple[list[str], str]:
         return targets[first:end], f"{text}[{first}]"
     start, stop = str(first) if first else "", str(end) if end < len(targets) else ""
     return targets[first:end], f"{text}[{start}:{stop}]" if start or stop else text
+
+
+def results_wanted(instruction: Compute) -> Sequence[bool]:
+    """Which results an operator of ATen is asked for, by its last argument; empty: all."""
+    last = instruction.arguments[-1] if instruction.arguments else None
+    if not isinstance(last, list | tuple) or not all(isinstance(item, bool) for item in last):
+        return ()
+    return last if sum(last) == len(instruction.writes) < len(last) else ()

@@ -4,9 +4,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from superscaler.codegen.expressions import METHODS, Text, call, without_unread
-from superscaler.codegen.names import VIEWS, Scope
-from superscaler.codegen.offload import Move, moved_together
+from superscaler.codegen.expressions import Text, call, results_wanted, without_unread
+from superscaler.codegen.inline import inline
+from superscaler.codegen.lifetimes import Lifetimes
+from superscaler.codegen.names import Scope
+from superscaler.codegen.offload import Move
+from superscaler.codegen.ownership import Ownership, is_view
 from superscaler.codegen.printed_program import PrintedProgram
 from superscaler.codegen.program import (
     Await,
@@ -25,38 +28,15 @@ from superscaler.codegen.program import (
 )
 from superscaler.codegen.sizes import Sizes
 from superscaler.codegen.source_lines import INDENT, WIDTH, statement
-from superscaler.ir.graph import Ref
-from superscaler.ir.kinds import VIEWS as MEMORY_VIEWS
+from superscaler.codegen.transfers import accumulated_sum, made_together, started_sum, transfer
 from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import Role
-from superscaler.planner.reasons import reason
 from superscaler.planner.steps import StepKind
 
 RESERVED = (
     "p", "at", "rt", "ops", "torch", "F", "batch", "grads", "kept", "state", "saved", "mb", "step", "key", "layer",
     "blocks", "name", "accumulate", "pieces", "gathered", "fetched",
 )  # fmt: skip
-_CHAIN = 80
-"""Longest chain of calls on one line, in characters."""
-_CHAIN_START = 50
-"""Longest call that views are put behind on the same line, in characters."""
-_SCALAR_READERS = {
-    "aten.where.self",
-    "aten.add.Tensor",
-    "aten.mul.Tensor",
-    "aten.sub.Tensor",
-    "aten.div.Tensor",
-}
-OWNED = {
-    "linear", "linear_input_gradient", "aten.mm", "aten.bmm", "aten.addmm", "aten.add.Tensor",
-    "aten.native_layer_norm_backward",
-}  # fmt: skip
-"""Kinds whose results are new memory, of which none shares any with another."""
-
-
-def is_view(instruction: Compute) -> bool:
-    """Whether a call's result may share memory with what it reads first."""
-    return instruction.kind in VIEWS or instruction.kind in MEMORY_VIEWS
 
 
 class Function:
@@ -82,16 +62,11 @@ class Function:
         self.special: dict[str, str] = {}
         self.targets: dict[str, str] = {}
         self.indent = 1
-        self._owned: set[str] = set()
+        self.lifetimes = Lifetimes()
+        self._ownership = Ownership(printed, self.lifetimes)
         self._inline: dict[str, Text] = {}
-        self._root: dict[str, str] = {}
-        self._fresh: set[str] = set()
-        self._kept_roots: set[str] = set()
-        self._last: dict[str, int] = {}
-        self._here = 0
-        self._items: Sequence[Any] = ()
-        self._moves: dict[str, list[Move]] = {}
-        self._groups: dict[tuple[type, int], list[Collective | FromHost]] = {}
+        self._together: dict[str, Sequence[Collective | Move]] = {}
+        """Value -> the instructions that one statement makes, the value's own among them."""
         self._fetched: dict[str, list[str]] = {}
         """Parameter fetched from host memory -> those that came with it."""
 
@@ -160,22 +135,11 @@ class Function:
             reads: What an item reads.
             other: Writes an item that is no instruction.
         """
-        self._items = items
-        self._moves = {
-            move.write: run
-            for kind in (ToHost, FromHost)
-            for run in moved_together(items, kind)
-            for move in run
-        }
-        self._groups = {}
-        for item in items:
-            if isinstance(item, Collective | FromHost) and item.group >= 0:
-                self._groups.setdefault((type(item), item.group), []).append(item)
-        self._last = {name: i for i, item in enumerate(items) for name in reads(item)}
-        self._last.update(dict.fromkeys(outputs, len(items)))
+        self.lifetimes.begin(items, outputs, reads)
+        self._together = made_together(items)
         is_again = False
         for position, item in enumerate(items):
-            self._here = position
+            self.lifetimes.here = position
             if isinstance(item, Instruction) and self._takes_memory(item):
                 self.forget()
             if isinstance(item, Instruction) and is_again != self.printed.is_again(item):
@@ -190,7 +154,7 @@ class Function:
 
     def dead(self) -> frozenset[str]:
         """Named values nobody reads after the current item."""
-        return frozenset(name for name in self.scope.names if self._last.get(name, -1) <= self._here)
+        return frozenset(name for name in self.scope.names if not self.lifetimes.is_read_later(name))
 
     def bind(self, value: str) -> str:
         """Name a new value."""
@@ -198,18 +162,13 @@ class Function:
 
     def bind_apart(self, value: str) -> str:
         """Name a new value, by no name of what the current item reads."""
-        dead = {name for name in self.scope.names if self._last.get(name, -1) < self._here}
+        dead = {name for name in self.scope.names if not self.lifetimes.is_read_from_here(name)}
         return self.scope.bind(value, self.printed.hint(value), frozenset(dead))
-
-    def is_read_later(self, value: str) -> bool:
-        """Whether the function still needs a value after the current item."""
-        return self._last.get(value, -1) > self._here
 
     def _takes_memory(self, instruction: Instruction) -> bool:
         """Whether an instruction makes new memory on the device."""
         if isinstance(instruction, FromHost):
-            is_ahead = instruction.group >= 0
-            return instruction is (self._group_of if is_ahead else self._moved_with)(instruction)[0]
+            return instruction is self._together[instruction.write][0]
         return not (
             isinstance(instruction, Keep | ToHost)
             or (isinstance(instruction, Compute) and is_view(instruction))
@@ -228,13 +187,12 @@ class Function:
             value
             for value in self.scope.names
             if value in program.values
-            and self._last.get(value, -1) < self._here
-            and self._root.get(value, value) not in held
+            and not self.lifetimes.is_read_from_here(value)
+            and self._ownership.root(value) not in held
         ]
         used = {name for name in self._fetched if name in self.scope.names} - set(gone)
         gone = [value for value in gone if used.isdisjoint(self._fetched.get(value, ()))]
-        ends = self._here == len(self._items) - 1
-        if ends:  # what is left goes with the function
+        if self.lifetimes.is_at_end:  # what is left goes with the function
             gone = [value for value in gone if value not in self._fetched]
         size = sum(map(self.printed.num_bytes, gone))
         if not gone or (size < self.printed.large_bytes and self._fetched.keys().isdisjoint(gone)):
@@ -256,8 +214,7 @@ class Function:
             else:
                 self.add("rt.wait()", "all sums are there")
             return
-        mesh = self.printed.program.mesh_of(instruction)
-        self.sizes.mesh = mesh
+        self.sizes.mesh = self.printed.program.mesh_of(instruction)
         match instruction:
             case Compute():
                 self._compute(instruction, following)
@@ -265,28 +222,17 @@ class Function:
                 self._start(instruction)
             case Collective(group=group) | FromHost(group=group) if group >= 0:
                 self._take_group(instruction)
-            case Collective():
-                self._collective(instruction)
+            case Send(read=read) | Exchange(read=read, write=""):
+                self.use("rt")
+                self.add(*transfer(self.printed, self.sizes, instruction, str(self.read(read))))
+            case Receive() | Exchange() | Collective():
+                self._take(instruction)
             case Slice(read=read, write=write):
-                self._root[write] = self._root.get(read, read)
+                self._ownership.share(write, read)
                 text = self.read(read).atom + self.piece(instruction)
                 self._assign(write, text, f"own piece along {instruction.step.axis} {self.shape(write)}")
             case Mask():
                 self._mask(instruction, following)
-            case Send(read=read, stage=stage):
-                self.use("rt")
-                own = f", source={self.printed.number(mesh)}" if self.printed.hosts_several else ""
-                self.add(f"rt.send({self.read(read)}, {stage}{own})", f"to stage {stage} {self.shape(read)}")
-            case Receive(write=write, stage=stage):
-                self.use("rt")
-                value = self.printed.value(write)
-                shape = self.sizes.shape(value.shape) + ("," if len(value.shape) == 1 else "")
-                own = f", target={self.printed.number(mesh)}" if self.printed.hosts_several else ""
-                text = f"rt.receive(({shape}), torch.{value.dtype}, {stage}{own})"
-                self._fresh.add(write)
-                self._assign(write, text, f"from stage {stage}")
-            case Exchange():
-                self._exchange(instruction)
             case ToHost() | FromHost():
                 self._move(instruction)
             case Keep():
@@ -302,7 +248,7 @@ class Function:
             text = f"rt.{'to_host' if is_stowed else 'to_device'}({self.read(instruction.read)})"
             self._assign(instruction.write, text, self.shape(instruction.write))
             return
-        group = self._moved_with(instruction)
+        group = self._together[instruction.write]
         if instruction is not group[0]:
             return
         texts = [str(self.read(i.read)) for i in group]
@@ -311,19 +257,22 @@ class Function:
             f"rt.{'stow' if is_stowed else 'fetch'}({', '.join(texts)})",
         )
 
-    def _moved_with(self, instruction: Move) -> list[Move]:
-        """What moves to or from host memory together, an instruction among it."""
-        return self._moves[instruction.write]
-
-    def _exchange(self, instruction: Exchange) -> None:
-        read, write, name = instruction.read, instruction.write, instruction.name
+    def _take(self, instruction: Receive | Exchange | Collective) -> None:
+        """What comes from other devices, and is waited for."""
         self.use("rt")
-        if not write:
-            self.add(f'rt.give({self.read(read)}, "{name}")', "redistribute")
-            return
-        self._fresh.add(write)
-        text = f'rt.exchange({self.read(read)}, "{name}")' if read else f'rt.take("{name}")'
-        self._assign(write, text, f"redistribute {self.shape(write)}")
+        read = "" if isinstance(instruction, Receive) else instruction.read
+        if isinstance(instruction, Collective) and instruction.step.kind is StepKind.ALL_REDUCE:
+            operand = self._overwritten(read)
+            self._ownership.share(instruction.write, read)
+        else:
+            operand = str(self.read(read)) if read else ""
+            self._ownership.make(instruction.write)
+        self._assign(instruction.write, *transfer(self.printed, self.sizes, instruction, operand))
+
+    def _overwritten(self, value: str, by: Instruction | None = None) -> str:
+        """The text of a value that `by` overwrites: of a copy, where something else needs what it is now."""
+        text = self.read(value)
+        return str(text) if self._ownership.may_overwrite(value, by) else f"{text.atom}.clone()"
 
     def piece(self, instruction: Slice) -> str:
         """The method call that takes one's own piece of a tensor."""
@@ -343,43 +292,21 @@ class Function:
         text = self._add_in_place(instruction) or call(
             replace(instruction, keywords=keywords), texts, self.sizes, self._counted
         )
-        if instruction.kind in OWNED:
-            self._owned.update(instruction.writes)
-        if is_view(instruction) and instruction.reads:
-            self._root[write] = self._root.get(instruction.reads[0], instruction.reads[0])
-        else:
-            self._fresh.update(instruction.writes)
-        mask = _output_mask(instruction)
+        self._ownership.compute(instruction)
+        mask = results_wanted(instruction)
         if mask:
             self._assign_all(instruction.writes, str(text), mask)
             return
-        if len(instruction.writes) == 1 and self._is_read_next_alone(write, following):
-            if self._is_scalar(instruction, following):
-                self._inline[write] = Text(repr(float(instruction.arguments[1])))
-                return
-            longest = _CHAIN if instruction.kind in VIEWS else _CHAIN_START
-            if self._is_chain(instruction, following) and len(text.atom) < longest:
-                self._inline[write] = text
-                return
+        inlined = inline(self.printed, instruction, text, following)
+        if inlined is not None and not self.lifetimes.is_read_after(write, self.lifetimes.here + 1):
+            self._inline[write] = inlined
+            return
         self._assign_all(instruction.writes, str(text))
 
     def _add_in_place(self, instruction: Compute) -> Text | None:
         """A sum written over one of its operands whose memory nobody needs any more: no new memory to fill."""
-        if (
-            instruction.kind != "aten.add.Tensor"
-            or instruction.arguments != (Ref(0), Ref(1))
-            or instruction.keywords
-        ):
-            return None
-        result = self.printed.value(instruction.writes[0])
-        for mine, other in (instruction.reads, instruction.reads[::-1]):
-            value = self.printed.value(mine)
-            alike = (
-                value.shape == result.shape and value.dtype == result.dtype == self.printed.value(other).dtype
-            )
-            owned = self._root.get(mine, mine) in self._owned
-            apart = self._root.get(mine, mine) != self._root.get(other, other)
-            if apart and alike and owned and mine not in self._inline and self._may_overwrite(mine):
+        for mine, other in self._ownership.sums_in_place(instruction):
+            if mine not in self._inline:
                 return Text(f"{self.read(mine).atom}.add_({self.read(other)})")
         return None
 
@@ -395,104 +322,30 @@ class Function:
             else f"key {'+' if value > self.numbers[0] else '-'} " + str(abs(value - self.numbers[0]))
         )
 
-    def _is_read_next_alone(self, value: str, following: Any) -> bool:
-        readers = self.printed.readers.get(value, [])
-        return (
-            len(readers) == 1
-            and readers[0][1] is following
-            and isinstance(following, Compute)
-            and following.reads.count(value) == 1
-            and not self.is_read_after(value, self._here + 2)
-        )
-
-    def is_read_after(self, value: str, position: int) -> bool:
-        """Whether a value is an output or read at `position` or later."""
-        return self._last.get(value, -1) >= position
-
-    def _is_chain(self, instruction: Compute, following: Compute) -> bool:
-        first = following.arguments[0] if following.arguments else None
-        reads_it_first = isinstance(first, Ref) and following.reads[first.index] == instruction.writes[0]
-        return following.kind in METHODS and reads_it_first
-
-    def _is_scalar(self, instruction: Compute, following: Compute) -> bool:
-        if instruction.kind != "full" or instruction.arguments[0] or following.kind not in _SCALAR_READERS:
-            return False
-        dtype = self.printed.value(following.writes[0]).dtype
-        others = [name for name in following.reads if name != instruction.writes[0]]
-        return "float" in dtype and any(
-            self.printed.value(name).dtype == dtype and self.printed.value(name).shape for name in others
-        )
-
-    def _collective(self, instruction: Collective) -> None:
-        step, read, write = instruction.step, instruction.read, instruction.write
-        self.use("rt")
-        axis, text = self.sizes.axis(step.axis), str(self.read(read))
-        tensor = self.printed.value(instruction.read).tensor
-        why = reason(self.printed.plan.placed, tensor, instruction.step)
-        comment = f"{why} {self.shape(write)}"
-        if step.kind is StepKind.ALL_REDUCE:
-            if not self._may_overwrite(read):
-                text = f"{self.read(read).atom}.clone()"
-            operation = "" if step.before.reducer == "sum" else f', "{step.before.reducer}"'
-            self._root[write] = self._root.get(read, read)
-            self._assign(write, f"rt.all_reduce({text}, {axis}{operation})", comment)
-            return
-        self._fresh.add(write)
-        dims = (
-            f"{instruction.dim}, {instruction.from_dim}"
-            if step.kind is StepKind.ALL_TO_ALL
-            else instruction.dim
-        )
-        self._assign(write, f"rt.{step.kind}({text}, {axis}, {dims})", comment)
-
     def _start(self, instruction: Collective) -> None:
         """A reduction that is under way while the program computes; its result goes where it is kept."""
         step, read = instruction.step, instruction.read
         keep = self.printed.keeps[instruction.write]
         place, key = self.printed.kept[keep.write]
         self.use("rt")
-        text, where = str(self.read(read)), self.sizes.axis(step.axis)
-        if step.kind is StepKind.REDUCE_SCATTER:
-            where = f"{where}, {instruction.dim}"
-        elif not self._may_overwrite(read, instruction):
-            text = f"{self.read(read).atom}.clone()"
-        self._kept_roots.add(self._root.get(read, read))
-        call = f"rt.start_{step.kind}({text}, {where}, {self.use(place)}, {self.key(key)})"
-        part = "own piece of the sum" if step.kind is StepKind.REDUCE_SCATTER else "sum"
-        self.add(call, f"{part} {self.shape(instruction.write)}")
+        is_sum = step.kind is StepKind.ALL_REDUCE
+        operand = self._overwritten(read, instruction) if is_sum else str(self.read(read))
+        self._ownership.keep(read)
+        call, what = started_sum(self.sizes, instruction, operand, f"{self.use(place)}, {self.key(key)}")
+        self.add(call, f"{what} {self.shape(instruction.write)}")
 
     def _take_group(self, instruction: Collective | FromHost) -> None:
         """Parameters that were joined or fetched while those before them were used."""
-        group = self._group_of(instruction)
+        group = self._together[instruction.write]
         if instruction is not group[0]:
             return
         names = [self.bind(i.write) for i in group]
-        self._fresh.update(i.write for i in group)
+        self._ownership.make(*(i.write for i in group))
         if isinstance(instruction, Collective):
             self.unpack(names, f"next({self.use('gathered')})", f"joined over {instruction.step.axis}")
         else:
             self._fetched.update((i.write, [i.write for i in group]) for i in group)
             self.unpack(names, f"next({self.use('fetched')})", "from host memory")
-
-    def _group_of(self, instruction: Collective | FromHost) -> list[Collective | FromHost]:
-        """What travels together ahead of its use, an instruction among it."""
-        return self._groups[type(instruction), instruction.group]
-
-    def _may_overwrite(self, value: str, by: Instruction | None = None) -> bool:
-        """Whether the memory of a value belongs to it alone from here on, and to what `by` makes of it."""
-        root = self._root.get(value, value)
-        if root not in self._fresh:
-            return False
-        sharing = [root, *(other for other, its in self._root.items() if its == root)]
-        for other in sharing:
-            kept = other in self.printed.keeps or self.printed.is_under_way(other, by)
-            if kept or (self._last.get(other, -1) > self._here):
-                return False
-        return not any(
-            isinstance(i, Compute) and i.kind == "aten.expand"
-            for other in sharing
-            for _, i in self.printed.readers.get(other, ())
-        )
 
     def _mask(self, instruction: Mask, following: Any) -> None:
         read, write, axis = instruction.read, instruction.write, instruction.step.axis
@@ -503,7 +356,7 @@ class Function:
         if is_bias and len(readers) == 1 and readers[0][1] is following and following.reads[2:] == (write,):
             self._assign(write, f"{text} if {condition} else None", f"added once along {axis}", hint="bias")
             return
-        self._root[write] = self._root.get(read, read)
+        self._ownership.share(write, read)
         self._assign(
             write, f"{text} if {condition} else torch.zeros_like({text})", f"counts once along {axis}"
         )
@@ -516,19 +369,17 @@ class Function:
         """Keep a value, as a copy where something else shares its memory: what is kept is overwritten later."""
         place, key = self.printed.kept[keep.write]
         self.use(place)
-        root = self._root.get(keep.read, keep.read)
         others = len(self.printed.readers[keep.read]) > 1
-        is_shared = others and self.is_read_later(keep.read) and keep.add and self.printed.micro_batches > 1
-        if root not in self._fresh or root in self._kept_roots or is_shared:
+        is_read_later = others and self.lifetimes.is_read_later(keep.read)
+        is_shared = is_read_later and keep.add and self.printed.micro_batches > 1
+        if is_shared or not self._ownership.is_free(keep.read):
             text = f"({text}).clone()" if " " in text else f"{text}.clone()"
-        self._kept_roots.add(root)
+        self._ownership.keep(keep.read)
         if keep.write in self.printed.summed:
-            total = self.printed.summed[keep.write]
-            where = self.sizes.axis(total.step.axis)
-            dim = f", {total.dim}" if total.step.kind is StepKind.REDUCE_SCATTER else ""
             self.use("rt")
             self.use("is_last")
-            self.add(f"rt.accumulate({text}, {where}, {place}, {self.key(key)}, is_last{dim})", comment)
+            total = self.printed.summed[keep.write]
+            self.add(accumulated_sum(self.sizes, total, text, f"{place}, {self.key(key)}"), comment)
         elif keep.add and self.printed.micro_batches > 1:
             self.use("accumulate")
             self.add(f"accumulate({place}, {self.key(key)}, {text})", comment)
@@ -556,7 +407,11 @@ class Function:
             if keep is not None and not (keep.add and self.printed.micro_batches > 1):
                 place, key = self.printed.kept[keep.write]
                 targets.append(f"{self.use(place)}[{self.key(key)}]")
-            elif keep is None and not self.printed.readers.get(write) and not self.is_read_later(write):
+            elif (
+                keep is None
+                and not self.printed.readers.get(write)
+                and not self.lifetimes.is_read_later(write)
+            ):
                 targets.append("_")
             else:
                 targets.append(self.targets.get(write) or self.bind(write))
@@ -613,11 +468,3 @@ def name_symbols(printed: PrintedProgram) -> dict[str, str]:
     """The variable of each size that varies: named like it, or ``batch_size`` where that name means something else."""
     taken = {*RESERVED, *printed.axis_variables}
     return {name: f"{name}_size" if name in taken else name for name in printed.graph.sizes}
-
-
-def _output_mask(instruction: Compute) -> Sequence[bool]:
-    """Which results an operator of ATen is asked for, by its last argument; empty: all."""
-    last = instruction.arguments[-1] if instruction.arguments else None
-    if not isinstance(last, list | tuple) or not all(isinstance(item, bool) for item in last):
-        return ()
-    return last if sum(last) == len(instruction.writes) < len(last) else ()

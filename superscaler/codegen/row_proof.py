@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from superscaler.codegen.held import Held, after_collective, after_mask, after_slice, spell
 from superscaler.codegen.instruction_text import neighbourhood
+from superscaler.codegen.neighbours import Neighbours
 from superscaler.codegen.program import (
     Await,
     Collective,
@@ -33,6 +34,7 @@ from superscaler.codegen.program import (
     writes_of,
 )
 from superscaler.codegen.verify_calls import expected_call, is_same_call
+from superscaler.codegen.verify_overlap import BodyOverlap
 from superscaler.errors import VerificationError
 from superscaler.ir.axes import Axes
 from superscaler.ir.graph import Phase
@@ -40,7 +42,6 @@ from superscaler.ir.layout import Layout
 from superscaler.ir.mesh import TIME, Mesh
 from superscaler.planner.exchange import exchange_moves, verify_exchange
 from superscaler.planner.plan import Plan
-from superscaler.planner.progress import Message
 from superscaler.planner.steps import StepKind, apply, exchange_fits, plain, uses_time
 
 BY_LOWERING = "lower(plan) makes programs that pass; where this one was changed by hand, undo the change"
@@ -66,23 +67,20 @@ class RowProof:
     """Values of one micro-batch, each of one stage."""
     kept: dict[str, Held] = field(default_factory=dict)
     """Values that are complete only after all micro-batches."""
-    under_way: dict[Part, list[str]] = field(default_factory=dict)
-    """Results of reductions that were started and not waited for, oldest first."""
-    gathered: dict[Part, Collective] = field(default_factory=dict)
-    """The last gather of a group."""
-    fetched: dict[Part, int] = field(default_factory=dict)
-    """The last group fetched from host memory."""
+    overlaps: dict[Part, BodyOverlap] = field(init=False)
+    """What goes on while each body computes."""
+    neighbours: Neighbours = field(init=False)
     freed: set[str] = field(default_factory=set)
     stored: set[str] = field(default_factory=set)
     ran: Counter[str] = field(default_factory=Counter)
     taken: set[str] = field(default_factory=set)
     """Exchanges received."""
-    messages: dict[Part, list[Message]] = field(default_factory=dict)
-    opposites: dict[tuple[Mesh, Mesh], tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     part: Part = _START
     index: int = 0
 
     def __post_init__(self) -> None:
+        self.overlaps = {part: BodyOverlap(self.program, part) for part in self.program.bodies}
+        self.neighbours = Neighbours(self.program, self.programs, self.plan.materialized.stages)
         homes = {mesh.home for mesh in self.program.stages.values()}
         for name in (*self.program.stored, *self.program.fed):
             value = self.program.values[name]
@@ -110,6 +108,11 @@ class RowProof:
         """The phase that is being executed."""
         return self.part.phase
 
+    @property
+    def overlap(self) -> BodyOverlap:
+        """What goes on while the body at hand computes."""
+        return self.overlaps[self.part]
+
     def run(self, part: Part, channels: Channels, meetings: Meetings) -> Generator[bool, None, None]:
         """Execute one body; yields False where it must wait for another body, else True."""
         for index, instruction in enumerate(self.program.bodies[part]):
@@ -134,7 +137,7 @@ class RowProof:
                         if self.program.row in meeting:
                             self.fault(f"takes part in the exchange {instruction.name!r} twice")
                         meeting[self.program.row] = instruction, self._give(instruction)
-                    givers = self._rows_of(instruction.step.before.mesh)
+                    givers = self.neighbours.rows_of(instruction.step.before.mesh.devices)
                     while instruction.write and not meeting.keys() >= set(givers):
                         yield False
                     self.part, self.index = part, index
@@ -144,7 +147,7 @@ class RowProof:
                     self._local(instruction)
             yield True
         self.part, self.index = part, len(self.program.bodies[part])
-        for name in self.under_way.get(part, ()):
+        for name in self.overlap.under_way:
             self.fault(f"ends while {name!r} is under way", "end it with an Await")
 
     def fault(self, what: str, remedy: str = BY_LOWERING) -> NoReturn:
@@ -159,6 +162,11 @@ class RowProof:
             remedy=remedy,
         )
 
+    def _fault_if(self, what: str) -> None:
+        """Raise what a check found, if it found something."""
+        if what:
+            self.fault(what)
+
     def _source(self, instruction: Instruction) -> str:
         graph = self.plan.graph
         if isinstance(instruction, Compute) and instruction.operator in graph.by_name:
@@ -172,7 +180,7 @@ class RowProof:
     # values
 
     def _read(self, name: str, *, host: bool = False) -> Held:
-        if name in self.under_way.get(self.part, ()):
+        if name in self.overlap.under_way:
             self.fault(f"reads {name!r}, which is under way", "wait for it first, with an Await")
         held = self._present(name)
         if held.host and not host:
@@ -247,6 +255,14 @@ class RowProof:
         if plain(declared.layout) != held.layout:
             self.fault(f"declares {name!r} {spell(plain(declared.layout))}, but it is {spell(held.layout)}")
 
+    def _held_here(self, layout: Layout) -> Layout:
+        """A layout as the phase at hand holds it: what outlives a micro-batch is held at home."""
+        return layout if self.phase.is_repeated else layout.at_home
+
+    def _is_complete(self, name: str) -> bool:
+        """Whether a value is kept for one reader in the update: so it may be overwritten since the last micro-batch."""
+        return self.phase is Phase.UPDATE and name in self.kept and self.readers[name] == 1
+
     # instructions
 
     def _local(self, instruction: Instruction) -> None:
@@ -263,11 +279,10 @@ class RowProof:
                     after_collective(self.axes, held, instruction),
                     f"{step.kind} over {step.axis!r}",
                 )
-                self._note_meeting(held.layout.mesh, instruction)
-                self._note_overlap(instruction)
+                self.neighbours.note_collective(self.part, held.layout.mesh, instruction)
+                self._fault_if(self.overlap.collective(instruction, is_complete=self._is_complete(read)))
             case Await(leaving=leaving):
-                started = self.under_way.get(self.part, [])
-                del started[: max(0, len(started) - leaving)]
+                self.overlap.wait(leaving)
             case Slice(step=step, read=read, write=write):
                 held = self._read(read)
                 self._write_step(
@@ -279,7 +294,7 @@ class RowProof:
             case ToHost(read=read, write=write):
                 self._write(write, replace(self._read(read), host=True))
             case FromHost(read=read, write=write):
-                self._note_fetch(instruction)
+                self._fault_if(self.overlap.fetch(instruction))
                 self._write(write, replace(self._read(read, host=True), host=False))
             case Keep():
                 self._keep(instruction)
@@ -410,47 +425,36 @@ class RowProof:
         after = apply(StepKind.SEND, held.layout, target=replace(held.layout, mesh=mesh))
         if after is None:
             self.fault(f"sends {held} to {mesh}, whose shape is another")
-        devices, rows = self._opposite(source, mesh)
+        devices, rows = self.neighbours.opposite(source, mesh)
         ends = stages.index(source), instruction.stage
-        self._note("send", devices, instruction.read, str(ends))
+        self.neighbours.note(self.part, "send", devices, instruction.read, str(ends))
         return replace(held, layout=after), [(*ends, self.program.row, row) for row in rows]
 
     def _channels_to(self, instruction: Receive) -> list[Channel]:
         """The channels a value is received from: one per row that sends to devices of this one."""
         stages, mesh = self.plan.materialized.stages, instruction.step.after.mesh
-        own = self._stage_of(mesh)
+        own = self.neighbours.stage_of(mesh, self.part)
         if not 0 <= instruction.stage < len(stages) or own in (None, instruction.stage):
             self.fault(f"receives from stage {instruction.stage} on {mesh}, which is no other stage")
         source = stages[instruction.stage]
         if len(source.devices) != len(mesh.devices):
             self.fault(f"receives from {source}, whose shape is another")
-        devices, rows = self._opposite(mesh, source)
+        devices, rows = self.neighbours.opposite(mesh, source)
         ends = instruction.stage, stages.index(mesh)
-        self._note("receive", devices, instruction.write, str(ends))
+        self.neighbours.note(self.part, "receive", devices, instruction.write, str(ends))
         return [(*ends, row, self.program.row) for row in rows]
-
-    def _opposite(self, mesh: Mesh, other: Mesh) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The devices at the places of one's own in another mesh, and their rows."""
-        if (mesh, other) not in self.opposites:
-            own = set(self.program.devices)
-            devices = tuple(
-                there for here, there in zip(mesh.devices, other.devices, strict=True) if here in own
-            )
-            rows = tuple(p.row for p in self.programs if not set(devices).isdisjoint(p.devices))
-            self.opposites[mesh, other] = devices, rows
-        return self.opposites[mesh, other]
 
     def _give(self, instruction: Exchange) -> Held:
         """The giving part of an exchange."""
         step = instruction.step
-        if self._stage_of(step.before.mesh) is None:
+        if self.neighbours.stage_of(step.before.mesh, self.part) is None:
             self.fault(f"gives to an exchange from {step.before.mesh} to {step.after.mesh}")
         held = self._read(instruction.read)
         if held.layout != plain(step.before):
             self.fault(
                 f"the exchange takes {spell(plain(step.before))}\n  but {instruction.read!r} is {held}"
             )
-        self._note("send", step.after.mesh.devices, instruction.name, instruction.name)
+        self.neighbours.note(self.part, "send", step.after.mesh.devices, instruction.name, instruction.name)
         return held
 
     def _take(
@@ -458,9 +462,11 @@ class RowProof:
     ) -> None:
         """The taking part of an exchange, once all who give are there."""
         step = instruction.step
-        if self._stage_of(step.after.mesh) is None or not givers:
+        if self.neighbours.stage_of(step.after.mesh, self.part) is None or not givers:
             self.fault(f"takes from an exchange from {step.before.mesh} to {step.after.mesh}")
-        self._note("receive", step.before.mesh.devices, instruction.name, instruction.name)
+        self.neighbours.note(
+            self.part, "receive", step.before.mesh.devices, instruction.name, instruction.name
+        )
         sources = [meeting[row] for row in givers]
         source = sources[0][1]
         if any(other.step != step or held != source for other, held in sources):
@@ -472,77 +478,6 @@ class RowProof:
             self.fault(f"takes part in the exchange {instruction.name!r} twice")
         self.taken.add(instruction.name)
         self._write(instruction.write, Held(source.tensor, plain(step.after)))
-
-    def _stage_of(self, mesh: Mesh) -> int | None:
-        """The number of the stage at hand that has this mesh."""
-        here = (number for number, own in self.program.stages.items() if own == mesh)
-        number = next(here, None)
-        return number if not self.phase.is_repeated or number == self.part.stage else None
-
-    def _rows_of(self, mesh: Mesh) -> list[int]:
-        """The rows with devices of a mesh."""
-        return [program.row for program in self.programs if not set(mesh.devices).isdisjoint(program.devices)]
-
-    def _held_here(self, layout: Layout) -> Layout:
-        """A layout as the phase at hand holds it: what outlives a micro-batch is held at home."""
-        return layout if self.phase.is_repeated else layout.at_home
-
-    def _note_meeting(self, mesh: Mesh, instruction: Collective) -> None:
-        """A collective with devices of other rows waits for them all."""
-        axis = instruction.step.axis
-        group = {device for own in self.program.devices for device in mesh.group(axis, own)}
-        others = tuple(sorted(group - set(self.program.devices)))
-        if others:
-            stage = self.plan.materialized.stages.index(mesh)
-            for kind in ("send", "receive"):
-                self._note(kind, others, instruction.write, f"{axis} of stage {stage}: {instruction.write}")
-
-    def _note_overlap(self, instruction: Collective) -> None:
-        """What goes on while the program computes must be the same for all who take part, and disturb nothing."""
-        if not instruction.is_started and instruction.group < 0:
-            return
-        group = instruction.step.after.mesh.group(instruction.step.axis, self.program.devices[0])
-        is_complete = instruction.is_started and self._is_complete(instruction.read)
-        if not (self.phase.is_repeated or is_complete) or not set(group) <= set(self.program.devices):
-            self.fault("goes on meanwhile, outside of a micro-batch or with devices of other programs")
-        if instruction.is_started:
-            if instruction.step.kind not in (StepKind.ALL_REDUCE, StepKind.REDUCE_SCATTER):
-                self.fault(f"starts a {instruction.step.kind}, which is no reduction")
-            self.under_way.setdefault(self.part, []).append(instruction.write)
-            return
-        # stored pieces change in the update alone, so a gather may run any time before
-        if instruction.step.kind is not StepKind.ALL_GATHER or instruction.read not in self.program.stored:
-            self.fault("gathers ahead what is not stored")
-        last = self.gathered.get(self.part)
-        self._check_next_group(instruction.group, -1 if last is None else last.group, "gathers")
-        if last is not None and (last.step.axis, last.step.after.mesh) != (
-            instruction.step.axis,
-            instruction.step.after.mesh,
-        ):
-            self.fault(f"gathers over {instruction.step.axis!r} in one row with {last.step.axis!r}")
-        self.gathered[self.part] = instruction
-
-    def _note_fetch(self, instruction: FromHost) -> None:
-        """What is fetched ahead of its use must be there all the while, and come in the order of its groups."""
-        if instruction.group < 0:
-            return
-        if not self.phase.is_repeated or instruction.read not in self.program.stored:
-            self.fault("fetches ahead what is not stored, or what an update may change meanwhile")
-        self._check_next_group(instruction.group, self.fetched.get(self.part, -1), "fetches")
-        self.fetched[self.part] = instruction.group
-
-    def _check_next_group(self, group: int, last: int, verb: str) -> None:
-        if group not in (max(last, 0), last + 1):
-            self.fault(f"{verb} group {group} after group {last}")
-
-    def _is_complete(self, name: str) -> bool:
-        """Whether a value is kept for one reader in the update: so it may be overwritten since the last micro-batch."""
-        return self.phase is Phase.UPDATE and name in self.kept and self.readers[name] == 1
-
-    def _note(self, kind: str, devices: Sequence[int], name: str, channel: str) -> None:
-        """Note a point at which other rows are met, by their devices."""
-        rows = tuple(p.row for p in self.programs if not set(devices).isdisjoint(p.devices))
-        self.messages.setdefault(self.part, []).append(Message(kind, rows, name, channel))
 
 
 def _at_home(held: Held, mesh: Mesh) -> bool:

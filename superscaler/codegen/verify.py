@@ -32,7 +32,7 @@ def verify_programs(plan: Plan, programs: Sequence[Program]) -> None:
     for program in programs:
         check_written(program)
     _check_results(plan, rows)
-    verify_schedule(programs, [row.messages for row in rows])
+    verify_schedule(programs, [row.neighbours.messages for row in rows])
     for program in programs:
         _check_memory(plan, program)
 

@@ -155,14 +155,7 @@ class Device:
             case Exchange():
                 yield from self._exchange(instruction, micro_batch, read, write)
             case Keep():
-                value = self._held(instruction.read, phase, micro_batch)
-                for names in self.under_way:
-                    names += [instruction.write] if instruction.read in names else []
-                before = self.whole.get(instruction.write) if instruction.add else None
-                value = value if before is None else before + value
-                self._check(instruction.write, value, here)
-                self._record(instruction.write, value, 0)
-                self.whole[instruction.write] = value
+                self._keep(instruction, phase, micro_batch, here)
             case Store():
                 value = read(instruction.read)
                 self._check(instruction.write, value, here)
@@ -172,6 +165,17 @@ class Device:
             case Free():
                 for name in instruction.values:
                     self._free(name, phase, micro_batch)
+
+    def _keep(self, instruction: Keep, phase: Phase, micro_batch: int, here: Mapping[str, int]) -> None:
+        """Add a value up, or keep the last; what is not there yet is kept before it arrives."""
+        value = self._held(instruction.read, phase, micro_batch)
+        for names in self.under_way:
+            names += [instruction.write] if instruction.read in names else []
+        before = self.whole.get(instruction.write) if instruction.add else None
+        value = value if before is None else before + value
+        self._check(instruction.write, value, here)
+        self._record(instruction.write, value, 0)
+        self.whole[instruction.write] = value
 
     def coordinates(self, mesh: Mesh, micro_batch: int) -> dict[str, int]:
         """Where this device lies in a mesh, and in time."""
