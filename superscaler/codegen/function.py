@@ -289,7 +289,7 @@ class Function:
         write = instruction.writes[0]
         own_shape = ("local", list(self.printed.value(write).shape))
         keywords = tuple(keyword for keyword in instruction.keywords if keyword != own_shape)
-        text = self._add_in_place(instruction) or call(
+        text = self._add_in_place(instruction, texts) or call(
             replace(instruction, keywords=keywords), texts, self.sizes, self._counted
         )
         self._ownership.compute(instruction)
@@ -303,12 +303,10 @@ class Function:
             return
         self._assign_all(instruction.writes, str(text))
 
-    def _add_in_place(self, instruction: Compute) -> Text | None:
-        """A sum written over one of its operands whose memory nobody needs any more: no new memory to fill."""
-        for mine, other in self._ownership.sums_in_place(instruction):
-            if mine not in self._inline:
-                return Text(f"{self.read(mine).atom}.add_({self.read(other)})")
-        return None
+    def _add_in_place(self, instruction: Compute, texts: Sequence[Text]) -> Text | None:
+        """A sum written over one of its operands whose memory nobody needs any more."""
+        mine = self._ownership.overwritten_operand(instruction)
+        return None if mine is None else Text(f"{texts[mine].atom}.add_({texts[1 - mine]})")
 
     def _counted(self, keyword: tuple[str, Any]) -> str:
         """The text of an integer that differs from call to call of a block."""

@@ -87,22 +87,23 @@ class Ownership:
             for _, i in self.printed.readers.get(other, ())
         )
 
-    def sums_in_place(self, instruction: Compute) -> tuple[tuple[str, str], ...]:
-        """The operands (mine, other) of a sum that may be written over the first: no new memory to fill."""
+    def overwritten_operand(self, instruction: Compute) -> int | None:
+        """The number of the operand a sum may be written over, if there is one: no new memory to fill."""
         if (
             instruction.kind != "aten.add.Tensor"
             or instruction.arguments != (Ref(0), Ref(1))
             or instruction.keywords
         ):
-            return ()
-        return tuple(
-            (mine, other)
-            for mine, other in (instruction.reads, instruction.reads[::-1])
+            return None
+        candidates = (
+            number
+            for number, (mine, other) in enumerate((instruction.reads, instruction.reads[::-1]))
             if self._fits(instruction.writes[0], mine, other)
             and self.root(mine) in self._unshared
             and self.root(mine) != self.root(other)
             and self.may_overwrite(mine)
         )
+        return next(candidates, None)
 
     def _fits(self, write: str, mine: str, other: str) -> bool:
         """Whether a sum is of the shape and type of one of its operands."""

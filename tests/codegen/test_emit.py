@@ -84,6 +84,23 @@ def test_a_sum_with_a_view_of_itself_is_not_written_over_it(tmp_path):
     torch.testing.assert_close(load(tmp_path / "b")(inputs), expected.detach(), rtol=1e-12, atol=0)
 
 
+def test_a_number_is_added_in_place(tmp_path):
+    class Shifted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = torch.nn.Linear(3, 4), torch.nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.down(self.up(x) + torch.full((), 0.5, dtype=x.dtype)).square().mean()
+
+    torch.manual_seed(0)
+    model, inputs = Shifted().double(), {"x": torch.randn(5, 3, dtype=torch.float64)}
+    expected = model(**inputs)
+    compiler.compile(model, inputs, cluster=Cluster.local(1), optimizer=OPTIMIZER, save=tmp_path / "b")
+    assert ".add_(0.5)" in "".join(path.read_text() for path in (tmp_path / "b").glob("*.py"))
+    torch.testing.assert_close(load(tmp_path / "b")(inputs), expected.detach(), rtol=1e-12, atol=0)
+
+
 def test_what_a_loop_carries_has_no_name_of_what_all_its_calls_read(tmp_path):
     torch.manual_seed(0)
     model, inputs = swin.build("tiny").double(), swin.example_inputs("tiny", batch=4)
