@@ -96,6 +96,6 @@ def ranks_below(server: int) -> list[int]:
         for child in children.read_text().split() if children.exists() else ():
             new.append(int(child))
             words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-            if any(word.endswith(b"serve.py") for word in words) and b"torch.distributed.run" not in words:
+            if any(word.endswith(b"serve.py") for word in words) and b"--nproc-per-node" not in words:
                 found.append(int(child))
     return found

@@ -55,6 +55,14 @@ def test_every_option_of_a_command_is_explained(capsys, command):
     assert "--plan" in text
 
 
+def test_words_of_plans_are_left_to_the_help_of_all(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "serve", "--help"])
+    text = capsys.readouterr().out
+    assert "--num-prompts" in text
+    assert "words of plans" not in text
+
+
 def test_show_prints_who_computes_what(capsys):
     code, out, err = run(capsys, "show", f"{GPT}:tiny", "--cluster", "local:2", "--plan", "pp=2", *SMALL)
     assert code == 0, err

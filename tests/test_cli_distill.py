@@ -71,6 +71,8 @@ def test_it_says_what_is_missing(folder, tmp_path, capsys):
             "--tokenizer FOLDER",
         ),
         ([folder, "--draft", tmp_path / "small", "--text", tmp_path / "none.txt"], "none.txt cannot be read"),
+        (["ORGANISATION/MODEL", "--draft", tmp_path / "small", "--tokens", tokens], "no such folder or file"),
+        ([folder, "--draft", tmp_path / "elsewhere", "--tokens", tokens], "no such folder or file"),
         ([folder, "--draft", tmp_path / "small", "--tokens", tmp_path / "no.npy"], "no file .*no.npy"),
         (
             [folder, "--draft", tmp_path / "other", "--tokens", tokens],
@@ -85,3 +87,13 @@ def test_it_says_what_is_missing(folder, tmp_path, capsys):
         code, _, err = distill(capsys, *arguments, *output)
         assert code == 1
         assert re.search(message, err), err
+
+
+def test_a_folder_that_would_not_be_replaced_is_refused_before_anything_is_written(folder, tmp_path, capsys):
+    output = tmp_path / "draft"
+    output.mkdir()
+    (output / "precious").touch()
+    code, _, err = distill(capsys, folder, "--draft", folder, "--text", "README.md", "-o", output, *QUICK)
+    assert code == 1
+    assert "is no build of superscaler" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["draft"]

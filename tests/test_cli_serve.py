@@ -179,6 +179,8 @@ def test_the_benchmark_measures_it(server, capsys):
     ("arguments", "message"),
     [
         (["nowhere.py:tiny"], "no Python file"),
+        (["ORGANISATION/MODEL"], "hf download ORGANISATION/NAME --local-dir FOLDER"),
+        (["tests"], "no config.json in it"),
         (["models/llama.py:tiny", "--compile-only"], "add -o FOLDER"),
         (["models/llama.py:tiny", "--set", "layers"], "write --set layers=2"),
     ],
@@ -186,6 +188,39 @@ def test_the_benchmark_measures_it(server, capsys):
 def test_mistakes_are_told(arguments, message, capsys):
     assert cli.main(["serve", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "70000"], "70000 is not from 0 to 65535"),
+        (["--policy", "random"], "invalid choice: 'random'"),
+        (["--", "--unheard-of"], "unrecognized arguments: --unheard-of"),
+    ],
+)
+def test_what_no_engine_or_server_takes_is_refused_before_anything_is_compiled(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["serve", "nowhere.py:tiny", *arguments])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_options_of_the_engine_are_listed(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["serve", "nowhere.py:tiny", "--", "--help"])
+    assert end.value.code == 0
+    assert "--speculate" in capsys.readouterr().out
+
+
+@pytest.mark.ranks
+def test_an_engine_that_cannot_be_made_is_never_served(capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    wanted = ["models/llama.py:tiny", "--port", "0", "--", "--speculate", "nowhere"]
+    assert cli.main(["serve", *wanted]) == 1
+    err = capsys.readouterr().err
+    assert "there is no folder nowhere to speculate with\n" in err[err.index("superscaler: error:") :]
+    assert "ended before it was ready" in err
+    assert "Traceback" not in err
 
 
 def test_a_build_is_kept_and_told_how_to_be_served(tmp_path, capsys):

@@ -67,7 +67,7 @@ def _read(words: Sequence[str]) -> argparse.Namespace:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose help ends with what plan strings can say, which is looked up when somebody asks for help."""
+    """The parser of all, whose help ends with what plan strings can say: looked up when somebody asks for help."""
 
     def format_help(self) -> str:
         from superscaler.planner.recipes import explain_words
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"superscaler {version('superscaler')}")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=argparse.ArgumentParser)
     for command in (compile, check, show, simulate, profile, launch, serve, bench, distill):
         command.add_command(commands)
     return parser

@@ -1,11 +1,14 @@
 """``superscaler distill``: a small draft for speculation, trained on what the model writes that it drafts for."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from superscaler.cli.language_model import (
     add_language_model,
+    check_engine_arguments,
+    check_reference,
     compile_language_model,
     tokenizer_of,
     weights_of,
@@ -27,7 +30,8 @@ examples:
   superscaler serve ~/qwen --speculate build/draft
 
 The model continues pieces of the text, and the draft learns what it found likely. Both are kept beside the output, in
-FOLDER-training: the same command goes on where it was interrupted.
+FOLDER-training: the same command uses a lesson that was written to its end once more, and goes on with training where
+that was interrupted. What follows -- is for the model's serve.py: superscaler distill ... -- --help
 """
 
 
@@ -108,6 +112,7 @@ def _add_training(group: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Have the lesson written, train, and write the draft's build."""
+    from superscaler.codegen.build import check_replaceable
     from superscaler.distill.lesson import LessonRecipe
     from superscaler.distill.training import TrainingRecipe, distill
     from superscaler.planner.cluster import Cluster
@@ -122,6 +127,10 @@ def run(options: argparse.Namespace) -> None:
         options.steps, options.batch, options.lr, options.autocast, options.training_cluster,
         options.training_plan, options.seed,
     )  # fmt: skip
+    check_engine_arguments(options.arguments)
+    check_replaceable(options.output)  # now, and not after hours of training
+    if not _is_build(options.model):
+        check_reference(options.model)
     text = _tokens(options)
     work = options.output.with_name(options.output.name + "-training")
     with progress("building the draft"):
@@ -172,7 +181,9 @@ def _tokens(options: argparse.Namespace) -> "np.ndarray":
 def _read(path: Path) -> str:
     try:
         return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BuildError(f"{path} cannot be read: {error.strerror}", remedy="name files of text") from error
+    except UnicodeDecodeError as error:
         raise BuildError(f"{path} cannot be read as text: {error}", remedy="give files in UTF-8") from error
 
 
@@ -180,9 +191,12 @@ def _teacher(options: argparse.Namespace, work: Path) -> "Teacher":
     from superscaler.distill.lesson import Teacher
 
     given = Path(options.model)
-    is_build = (given / "plan.json").is_file()
-    folder = given if is_build else compile_language_model(options, work / "model")
+    folder = given if _is_build(given) else compile_language_model(options, work / "model")
     return Teacher(folder, weights_of(options), tuple(options.arguments))
+
+
+def _is_build(model: Path | str) -> bool:
+    return (Path(model) / "plan.json").is_file()
 
 
 def _draft(options: argparse.Namespace) -> Any:
@@ -194,13 +208,21 @@ def _draft(options: argparse.Namespace) -> Any:
     from superscaler.serve.pretrained import is_pretrained, loaded_model
 
     torch.manual_seed(options.seed)
+    check_reference(options.draft)
     if not is_pretrained(options.draft):
         return build_model(options.draft, 1, overrides(options.draft_set))[0]
     if options.draft_set:
         raise ServingError("--draft-set says nothing of a folder", remedy="change its config.json instead")
+    if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
     return loaded_model(options.draft)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
     """Joined by commas."""
-    return tuple(float(each) for each in text.split(","))
+    try:
+        return tuple(float(each) for each in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers joined by commas, as in 0,1") from error

@@ -26,7 +26,12 @@ def add_language_model(group: Any, cache_tokens: int = 4096) -> None:
     add("--cache-tokens", type=positive, default=cache_tokens, metavar="N",
         help=f"tokens of all sequences that the caches hold (default {cache_tokens})")  # fmt: skip
     add("--page-size", type=positive, default=16, metavar="N", help="tokens on a page of them (default 16)")
-    add("--longest", type=positive, metavar="N", help="most tokens of a sequence (default: the model's)")
+    add(
+        "--longest",
+        type=positive,
+        metavar="N",
+        help="most tokens of a sequence (default: as the model is configured)",
+    )
 
 
 def compile_language_model(options: argparse.Namespace, folder: Path) -> Path:
@@ -45,6 +50,23 @@ def compile_language_model(options: argparse.Namespace, folder: Path) -> Path:
         compiled = compile_serving(model, cluster, how, cache=cache, longest=options.longest)
         told = {"arguments": options.words, "cluster": options.cluster, "folder": os.getcwd()}
         return compiled.save(folder, options.model, {"compiled_with": told})
+
+
+def check_reference(reference: str) -> None:
+    """Refuse what is neither a folder of Hugging Face nor a file: most often one that is not here.
+
+    Raises:
+        ServingError: Which says how to come by one.
+    """
+    from superscaler.serve.pretrained import is_pretrained
+
+    if not is_pretrained(reference) and not reference.rpartition(":")[0] and not Path(reference).is_file():
+        missing = "no config.json in it" if Path(reference).is_dir() else "no such folder or file"
+        raise ServingError(
+            f"{reference!r} is no model: there is {missing}",
+            remedy="name a folder on this machine, which `hf download ORGANISATION/NAME --local-dir FOLDER` fetches "
+            "from Hugging Face, or FILE.py:NAME such as models/llama.py:tiny",
+        )
 
 
 def unloaded_model(reference: str, dtype: str | None, sizes: Sequence[str]) -> Any:
@@ -67,8 +89,16 @@ def unloaded_model(reference: str, dtype: str | None, sizes: Sequence[str]) -> A
         if sizes:
             raise ServingError("--set says nothing of a folder", remedy="change its config.json instead")
         return pretrained_model(reference, wanted)
+    check_reference(reference)
     with default_dtype(wanted or torch.get_default_dtype()), deferred_init():
         return build_model(reference, 1, overrides(sizes))[0]
+
+
+def check_engine_arguments(arguments: Sequence[str]) -> None:
+    """End the program, as for any mistake of a command line, where a build's ``serve.py`` knows no such arguments."""
+    from superscaler.runtime.serving.launch import parser
+
+    parser("serve.py").parse_args(["--connect", "the server's", *arguments])
 
 
 def tokenizer_of(options: argparse.Namespace) -> "Tokenizer | None":

@@ -10,6 +10,7 @@ from typing import Any
 
 from superscaler.cli.language_model import (
     add_language_model,
+    check_engine_arguments,
     compile_language_model,
     tokenizer_of,
     weights_of,
@@ -24,7 +25,6 @@ examples:
   superscaler serve ~/qwen --cluster local:2 --plan tp=2 --port 9000 --api-key-file keys.txt
   superscaler serve ~/qwen -o build/qwen --cache-tokens 65536 --compile-only
   superscaler serve build/qwen --weights ~/qwen --tokenizer ~/qwen
-  superscaler serve ~/qwen --speculate build/draft --speculate ngram
 """
 _KEYS = "SUPERSCALER_API_KEYS"
 _ENGINE_OPTIONS = [
@@ -81,10 +81,18 @@ def _add_engine(group: Any) -> None:
     add("--start-seconds", type=float, default=600.0, metavar="S", help="until it is ready (default 600)")
 
 
+def port_number(text: str) -> int:
+    """A port to listen on, or 0, as an option's value."""
+    value = int(text)
+    if not 0 <= value < 1 << 16:  # the system would take a part of it
+        raise argparse.ArgumentTypeError(f"{value} is not from 0 to {(1 << 16) - 1}")
+    return value
+
+
 def _add_server(group: Any) -> None:
     add = group.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-    add("--port", type=int, default=8000, help="(default 8000; 0: any that is free)")
+    add("--port", type=port_number, default=8000, help="(default 8000; 0: any that is free)")
     add("--served-model-name", metavar="NAME", help="in requests (default: as the model is given)")
     add("--api-key", action="append", default=[], metavar="KEY",
         help=f"which calls must bring; repeated, or in {_KEYS}, joined by commas")  # fmt: skip
@@ -102,6 +110,7 @@ def run(options: argparse.Namespace) -> None:
     """Compile and serve; `options.arguments` are for the engine's script."""
     from tempfile import TemporaryDirectory
 
+    check_engine_arguments([*_engine_options(options), *options.arguments])
     source = Path(options.model)
     with ExitStack() as stack:
         if (source / "plan.json").is_file():
@@ -162,15 +171,25 @@ def _engine_arguments(
     arguments = [] if weights is None else ["--weights", str(weights)]
     arguments += [] if tokenizer is None else ["--tokenizer", str(tokenizer)]
     arguments += ["--compile"] if options.torch_compile else []
+<<<<<<< HEAD
     for name in _ENGINE_OPTIONS:
         value = getattr(options, name)
         if value is not None:
             arguments += ["--" + name.replace("_", "-"), str(value)]
     for speculator in options.speculate:
         arguments += ["--speculate", speculator]
+=======
+>>>>>>> audit
     for token in ends:
         arguments += ["--end-token", str(token)]
-    return [*arguments, *options.arguments]
+    return [*arguments, *_engine_options(options), *options.arguments]
+
+
+def _engine_options(options: argparse.Namespace) -> list[str]:
+    """Those of the engine that were given, as its script takes them."""
+    given = [(name, getattr(options, name)) for name in _ENGINE_OPTIONS]
+    speculators = [f"--speculate={speculator}" for speculator in options.speculate]
+    return speculators + [f"--{name.replace('_', '-')}={value}" for name, value in given if value is not None]
 
 
 def _api_keys(options: argparse.Namespace) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def write_build(
         BuildError: The folder exists and is no build, or cannot be written.
     """
     directory = Path(directory)
-    _check_replaceable(directory)
+    check_replaceable(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
@@ -113,8 +113,12 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_replaceable(directory: Path) -> None:
-    """Refuse to replace anything but an empty folder or a build."""
+def check_replaceable(directory: Path) -> None:
+    """Refuse to replace anything but an empty folder or a build.
+
+    Raises:
+        BuildError: The folder holds something else.
+    """
     if not directory.exists() and not directory.is_symlink():
         return
     if directory.is_dir():

@@ -3,12 +3,13 @@
 import hashlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 
@@ -129,7 +130,7 @@ def _train(
     learner = Distillation(draft.train())
     run = work / f"training-{_fingerprint(learner, samples, recipe)}"
     weights, data = run / "weights.safetensors", run / "samples.safetensors"
-    if not weights.is_file():
+    if _steps_of(weights) != recipe.steps:
         rate = Cosine(
             recipe.rate, warmup=recipe.steps // 20 + 1, total=recipe.steps + 1, floor=recipe.rate / 20
         )
@@ -150,16 +151,39 @@ def _train(
         }  # fmt: skip
         words = [str(word) for pair in options.items() for word in pair]
         ranks = read_build(folder).world_size
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        launcher = ["-m", "superscaler.runtime.launcher", "--standalone", "--nproc-per-node", str(ranks)]
         tell(f"training for {recipe.steps} steps of {recipe.batch} samples")
         command = [sys.executable, *launcher, str(folder / "train.py"), *words, "--shuffle", "--resume"]
-        if code := subprocess.run(command, check=False).returncode:
+        if code := _run(command):
             raise ServingError(
                 f"training the draft ended with exit code {code}",
                 remedy="mend what its message says; the same command goes on from the newest checkpoint",
             )
+        if (done := _steps_of(weights)) != recipe.steps:
+            raise ServingError(
+                f"training the draft was ended after {done} of {recipe.steps} steps",
+                remedy="the same command goes on from there",
+            )
     load_model(learner, weights)
     tell(f"{weights}: trained")
+
+
+def _steps_of(weights: Path) -> int:
+    """How many steps saved weights have seen, 0 where there are none; a run that is stopped saves what it has."""
+    if not weights.is_file():
+        return 0
+    with safe_open(weights, "pt") as saved:
+        return int(saved.metadata()["step"])
+
+
+def _run(command: Sequence[str]) -> int:
+    """The exit code. Ctrl-C reaches the command too, which is left the time to write its checkpoint."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
 
 
 def _fingerprint(learner: nn.Module, samples: dict[str, Tensor], recipe: TrainingRecipe) -> str:

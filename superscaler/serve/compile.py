@@ -10,7 +10,7 @@ import torch
 from superscaler.compiler import CompiledPlan, plan
 from superscaler.planner.cluster import Cluster
 from superscaler.serve.inputs import token_input
-from superscaler.serve.language_model import trace_language_model
+from superscaler.serve.language_model import configured_length, trace_language_model
 from superscaler.serve.lower import Servable, lower
 from superscaler.serve.paged import DEFAULT_CACHE, CacheSize, caches_of
 
@@ -68,12 +68,14 @@ def compile_serving(
         cluster: What it runs on.
         wanted: A plan string, such as ``"tp=2"``, or a plan script.
         cache: How many tokens the caches hold.
-        longest: Limits sequences to so many tokens.
+        longest: Limits sequences to so many tokens; None: to those that a model of `transformers` is configured
+            for. Tables of positions in the model set a limit of their own.
 
     Raises:
         TraceError: The model cannot be served; the message says why.
         PlanError: The plan cannot be.
     """
+    longest = longest or configured_length(model)
     servable = lower(trace_language_model(model), cache=cache, longest=longest)
     planned = plan(servable.graph, cluster, wanted)
     planned.verify()

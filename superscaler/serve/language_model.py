@@ -29,6 +29,8 @@ _REMEDY = (
 )
 _FOR_TRACE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 """What any model may meet where there are no values; `trace` says more of it."""
+_STRETCHED = ("linear", "dynamic", "yarn")
+"""Rotary positions of `transformers` whose factor says for how many times as many tokens they are."""
 _SPREAD = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -60,6 +62,24 @@ def next_logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     if _is_of_transformers(model):
         return model(input_ids=tokens, use_cache=False).logits
     return model(tokens)
+
+
+def configured_length(model: torch.nn.Module) -> int | None:
+    """Tokens of the longest sequence that a model of `transformers` is for; None where it does not say.
+
+    Rotary positions are computed for any number of tokens, but beyond those that the model was trained for, or that
+    its positions are stretched to, what it says means nothing.
+    """
+    if not _is_of_transformers(model):
+        return None
+    config: Any = model.config
+    config = config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    rotary = getattr(config, "rope_parameters", None) or {}
+    if positions is None or rotary.get("rope_type") not in _STRETCHED:
+        return positions
+    stretched = (rotary.get("original_max_position_embeddings") or positions) * rotary.get("factor", 1.0)
+    return max(positions, int(stretched))
 
 
 def _is_of_transformers(model: torch.nn.Module) -> bool:

@@ -1,11 +1,15 @@
 """A lesson says what the model finds likely; a draft that has learned it agrees with the model more than before."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from models import llama
 from models.text import read_topics
@@ -138,7 +142,8 @@ def test_training_that_was_interrupted_goes_on_from_its_checkpoint_to_the_same_w
     distill(teacher, whole, TEXT, LESSON, TRAINING, tmp_path, told.append)
     assert any("training for 60 steps" in line for line in told)
     (run,) = tmp_path.glob("training-*")
-    (run / "weights.safetensors").unlink()
+    unfinished = {name: 0 * value for name, value in load_file(run / "weights.safetensors").items()}
+    save_file(unfinished, run / "weights.safetensors", {"step": "25"})  # as a run saves it that is stopped
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     again = model(2)
     distill(teacher, again, TEXT, LESSON, TRAINING, tmp_path)
@@ -153,6 +158,41 @@ def test_training_that_was_interrupted_goes_on_from_its_checkpoint_to_the_same_w
     third = model(2)
     distill(teacher, third, TEXT, LESSON, TRAINING, tmp_path)
     assert torch.equal(third.head.weight, whole.head.weight)
+
+
+def test_training_that_ends_early_is_no_training(teacher, work, tmp_path, monkeypatch):
+    shutil.copy(work / "lesson.safetensors", tmp_path)
+    monkeypatch.setattr(training_module, "_run", lambda command: 0)
+    with pytest.raises(ServingError, match="after 0 of 60 steps"):
+        distill(teacher, model(2), TEXT, LESSON, TRAINING, tmp_path)
+
+
+INTERRUPTED = """
+import signal, sys, time
+def end(*_):
+    time.sleep(2)
+    open(sys.argv[1], "w").close()
+    sys.exit(0)
+signal.signal(signal.SIGINT, end)
+print("begun", flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_is_interrupted_is_left_the_time_to_write_its_checkpoint(tmp_path):
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "checkpoint")]
+    code = f"from superscaler.distill.training import _run; _run({command!r})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with process:
+        assert process.stdout.readline() == b"begun\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.returncode != 0
+    assert (tmp_path / "checkpoint").is_file()
 
 
 def test_a_draft_of_another_vocabulary_is_refused_before_anything_is_written(teacher, tmp_path):

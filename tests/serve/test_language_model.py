@@ -4,12 +4,16 @@ import logging
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from models import alphafold2, gpt, mbart, mlp, swin
 from superscaler.errors import TraceError
 from superscaler.ir.deferred import deferred_init
-from superscaler.serve.language_model import trace_language_model
+from superscaler.planner.cluster import Cluster
+from superscaler.serve.compile import compile_serving
+from superscaler.serve.language_model import configured_length, trace_language_model
+from superscaler.serve.paged import CacheSize
 from tests.serve.language_models import FAMILIES, language_model
 
 WANTED = r"cannot be served: a servable model maps tokens, int64 \[batch, seq\], alone to logits"
@@ -103,3 +107,31 @@ def test_language_models_are_traced_on_tokens_whose_batch_and_length_vary(family
 def test_further_inputs_that_may_be_left_out_are():
     assert trace_language_model(gpt.build("tiny")).inputs == ("tokens",)
     assert torch.is_grad_enabled()
+
+
+def llama_of(positions, **rotary):
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=positions, rope_parameters={"rope_theta": 1e4, "rope_type": "default", **rotary},
+        )
+    )  # fmt: skip
+
+
+def test_sequences_are_as_long_as_the_configuration_says():
+    stretched = {"factor": 4.0, "original_max_position_embeddings": 64}
+    assert configured_length(llama_of(64)) == 64
+    assert configured_length(llama_of(64, rope_type="linear", factor=4.0)) == 256
+    assert configured_length(llama_of(64, rope_type="yarn", **stretched)) == 256
+    assert configured_length(llama_of(256, rope_type="yarn", **stretched)) == 256  # which says it already
+    more = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    assert configured_length(llama_of(512, rope_type="llama3", **stretched, **more)) == 512
+    assert configured_length(language_model("own-llama")) is None
+
+
+def test_a_model_is_served_for_what_it_was_trained_for_unless_the_user_says_more():
+    cache = CacheSize(pages=64, page_size=4)
+    found = compile_serving(llama_of(64), Cluster.local(1), cache=cache)
+    assert found.servable.longest == 64
+    found = compile_serving(llama_of(64), Cluster.local(1), cache=cache, longest=100)
+    assert found.servable.longest == 100

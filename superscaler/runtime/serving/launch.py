@@ -26,7 +26,7 @@ from superscaler.runtime.session import natural, positive, reporting_failures
 def main(file: str, arguments: Sequence[str] | None = None) -> None:
     """Serve the build folder `file` lies in; its ``serve.py`` calls this with its own ``__file__``."""
     entry = Path(file).resolve()
-    options = _parser(entry).parse_args(arguments)
+    options = parser(relative(entry)).parse_args(arguments)
     with reporting_failures(entry):
         _serve(entry.parent, options)
 
@@ -47,8 +47,8 @@ def _serve(folder: Path, options: argparse.Namespace) -> None:
     else:
         leader = Leader(worker, everyone)
         with _connection(options.connect) as connection:
-            connection.send(_ready(program.build, worker))
             engine = make_engine(worker, _settings(options), leader.run)
+            connection.send(_ready(program.build, worker))
             _lead(engine, leader, connection, options.timeout / 3)
         leader.end()
     program.close()
@@ -106,9 +106,10 @@ def _ready(build: Build, worker: Worker) -> Ready:
     return Ready(worker.vocab, worker.longest, worker.pages, worker.page_size, build.plan, build.world_size)
 
 
-def _parser(entry: Path) -> argparse.ArgumentParser:
+def parser(name: str) -> argparse.ArgumentParser:
+    """The parser of a ``serve.py``, whose help and mistakes call it `name`."""
     parser = argparse.ArgumentParser(
-        prog=relative(entry), description="Serve this build. `superscaler serve` starts it with torchrun."
+        prog=name, description="Serve this build. `superscaler serve` starts it with torchrun."
     )
     add = parser.add_argument
     add("--connect", required=True, metavar="SOCKET", help="where the server takes the engine's connection")

@@ -208,6 +208,7 @@ class EngineClient:
                 error = fault
                 continue
             self._send_again(engine)
+            log.info("another engine serves; requests that go on: %d", len(self._flights))
             return
         log.error("%s\nno restarts are left", error)
         self._failure = EngineGone("the engine died, and is not started again", remedy="see the server's log")

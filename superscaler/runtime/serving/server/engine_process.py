@@ -30,7 +30,14 @@ _DEATH_SECONDS = 2.0
 
 def torchrun(folder: Path, ranks: int, arguments: Sequence[str]) -> Callable[[str], list[str]]:
     """The command that starts a build's engine, given the socket it is to connect to."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    launcher = [
+        sys.executable,
+        "-m",
+        "superscaler.runtime.launcher",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+    ]
     return lambda address: [*launcher, str(folder / "serve.py"), "--connect", address, *arguments]
 
 

@@ -21,9 +21,11 @@ from superscaler.runtime.serving.bench.prompts import (
 )
 from superscaler.runtime.serving.bench.report import counters, make_report, parse_goodput, print_report
 from superscaler.runtime.serving.bench.run import Traffic, departures, look_up, run_benchmark
+from tests.command_line_page import documented_keys
 from tests.runtime.serving.server.served import served
 from tests.runtime.serving.server.test_application import MODEL, in_loop
 
+KINDS, METRICS = ("mean", "median", "std", "p99"), ("ttft", "tpot", "itl", "e2el")
 SHAPE = Shape(60, vocab=200, input_tokens=20, output_tokens=5, spread=0.5, prefixes=4, prefix_tokens=30)
 
 
@@ -42,6 +44,8 @@ async def test_a_run_over_a_server_counts_what_it_answered():
         assert [len(gaps) for gaps in report["itls"]] == [ask.output_tokens - 1 for ask in asks]
         assert report["request_goodput"] == report["request_throughput"]
         assert "P99 TTFT (ms):" in print_report(report)
+        assert [name for name in report if not name.endswith("_ms")] == documented_keys("bench serve")
+        assert {f"{kind}_{name}_ms" for kind in KINDS for name in METRICS} < report.keys()
         json.dumps(report, allow_nan=False)
         assert (
             sum(len(message.request.prompt) for message in here.engine.messages)
