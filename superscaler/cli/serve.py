@@ -25,6 +25,7 @@ examples:
   superscaler serve ~/qwen --cluster local:2 --plan tp=2 --port 9000 --api-key-file keys.txt
   superscaler serve ~/qwen -o build/qwen --cache-tokens 65536 --compile-only
   superscaler serve build/qwen --weights ~/qwen --tokenizer ~/qwen
+  superscaler serve ~/qwen --speculate build/draft --speculate ngram
 """
 _KEYS = "SUPERSCALER_API_KEYS"
 _ENGINE_OPTIONS = [
@@ -171,15 +172,6 @@ def _engine_arguments(
     arguments = [] if weights is None else ["--weights", str(weights)]
     arguments += [] if tokenizer is None else ["--tokenizer", str(tokenizer)]
     arguments += ["--compile"] if options.torch_compile else []
-<<<<<<< HEAD
-    for name in _ENGINE_OPTIONS:
-        value = getattr(options, name)
-        if value is not None:
-            arguments += ["--" + name.replace("_", "-"), str(value)]
-    for speculator in options.speculate:
-        arguments += ["--speculate", speculator]
-=======
->>>>>>> audit
     for token in ends:
         arguments += ["--end-token", str(token)]
     return [*arguments, *_engine_options(options), *options.arguments]
