@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from superscaler.runtime.serving.grammar.grammar import Grammar
     from superscaler.runtime.serving.offline import generate, load_engine
     from superscaler.runtime.serving.sampling_params import SamplingParams
+    from superscaler.runtime.serving.settings import Settings
     from superscaler.serve.compile import compile_serving
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Plan",
     "Planner",
     "SamplingParams",
+    "Settings",
     "compile",
     "compile_serving",
     "deferred_init",
@@ -73,6 +75,7 @@ _HOMES = {
     "Planner": "superscaler.planner.planner",
     "SGD": "superscaler.ir.optimizers",
     "SamplingParams": "superscaler.runtime.serving.sampling_params",
+    "Settings": "superscaler.runtime.serving.settings",
     "compile": "superscaler.compiler",
     "compile_serving": "superscaler.serve.compile",
     "deferred_init": "superscaler.ir.deferred",

@@ -81,6 +81,7 @@ class Engine:
         drafting: Proposes tokens that one step checks; None: each step gives a sequence one token.
         end_tokens: Those with which the model ends a text.
         grammars: What matches tokens with grammars; None: a request that brings one is refused.
+        vocab: How many tokens the model knows: a request with another one is refused.
     """
 
     def __init__(
@@ -92,11 +93,12 @@ class Engine:
         drafting: Drafting | None = None,
         end_tokens: frozenset[int] = frozenset(),
         grammars: Grammars | None = None,
+        vocab: int | None = None,
     ) -> None:
         self.scheduler = scheduler
         self._cache = cache
         self._run, self._clock, self._drafting = run, clock, drafting
-        self._end_tokens, self._grammars = end_tokens, grammars
+        self._end_tokens, self._grammars, self._vocab = end_tokens, grammars, vocab
         self._open: dict[str, _Open] = {}
         """Requests that are served."""
         self._matchers: dict[str, Matcher] = {}
@@ -140,6 +142,7 @@ class Engine:
             RequestError: It can never be served, its grammar makes no sense, or one of its name is served already.
         """
         params = request.params
+        self._check_tokens(request)
         ends = tuple(sorted(params.stop_token_ids | (frozenset() if params.ignore_eos else self._end_tokens)))
         matcher = self._matcher(request, ends)
         sequences = self.scheduler.add(request)
@@ -151,6 +154,17 @@ class Engine:
         if matcher is not None:
             self._matchers |= {sequence.id: matcher.copy() for sequence in sequences}
         self._came[request.id] = self._clock()
+
+    def _check_tokens(self, request: Request) -> None:
+        """One that the model does not know would end a step, and on a GPU the process."""
+        for tokens in (request.prompt, request.params.logit_bias, request.params.stop_token_ids):
+            if self._vocab is None or not tokens or 0 <= min(tokens) <= max(tokens) < self._vocab:
+                continue
+            strange = next(token for token in tokens if not 0 <= token < self._vocab)
+            raise RequestError(
+                f"request {request.id} has the token {strange}",
+                remedy=f"the model has {self._vocab}, counted from 0",
+            )
 
     def _matcher(self, request: Request, end_tokens: tuple[int, ...]) -> Matcher | None:
         """Where the answer goes on in the request's grammar, if it has one."""

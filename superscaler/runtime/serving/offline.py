@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 
 import torch
 
+from superscaler.errors import RequestError
 from superscaler.runtime.loaded import load
 from superscaler.runtime.serving.engine import Engine
 from superscaler.runtime.serving.request import FinishReason, Request
@@ -57,20 +59,42 @@ def load_engine(
 def generate(
     engine: Engine, prompts: Iterable[Sequence[int]], params: SamplingParams = _DEFAULT_PARAMS
 ) -> list[list[Continuation]]:
-    """Continue prompts of token ids; for each its `n` continuations.
+    """Continue prompts of token ids; for each its `n` continuations. Whatever ends this leaves the engine idle.
 
     Raises:
-        RequestError: A prompt can never be served.
+        RequestError: A prompt is none, or can never be served.
     """
-    found: dict[str, list[_Growing]] = {}
-    for number, prompt in enumerate(prompts):
-        name = f"offline-{number}"
-        engine.add(Request(name, tuple(prompt), params))
-        found[name] = [_Growing() for _ in range(params.n)]
-    while not engine.is_idle:
-        for output in engine.step():
-            found[output.request_id][output.index].add(output.tokens, output.logprobs, output.finish_reason)
+    if params.stop:
+        raise RequestError(
+            f"stop is {params.stop}, and generate knows tokens, not texts", remedy="give stop_token_ids"
+        )
+    requests = [
+        Request(f"offline-{number}", _tokens(number, prompt), params) for number, prompt in enumerate(prompts)
+    ]
+    found = {request.id: [_Growing() for _ in range(params.n)] for request in requests}
+    try:
+        for request in requests:
+            engine.add(request)
+        while not engine.is_idle:
+            for output in engine.step():
+                found[output.request_id][output.index].add(
+                    output.tokens, output.logprobs, output.finish_reason
+                )
+    except BaseException:
+        for request in requests:
+            engine.end(request.id)
+        raise
     return [[one.whole() for one in each] for each in found.values()]
+
+
+def _tokens(number: int, prompt: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return tuple(map(index, prompt))
+    except TypeError as error:
+        raise RequestError(
+            f"prompt {number} is {prompt!r:.60}",
+            remedy="a prompt is a list of token ids; the model's tokenizer makes them of a text",
+        ) from error
 
 
 class _Growing:

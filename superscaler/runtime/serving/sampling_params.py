@@ -75,6 +75,8 @@ class SamplingParams:
                 f"min_tokens is {self.min_tokens} where a grammar says when a text may end",
                 remedy="leave out min_tokens, and let the grammar ask for more",
             )
+        if isinstance(self.stop, str):
+            raise RequestError(f"stop is {self.stop!r}", remedy="it must be a tuple of texts")
         if "" in self.stop:
             raise RequestError("stop holds an empty text, which every text contains", remedy="leave it out")
         for token in sorted(self.stop_token_ids):

@@ -79,4 +79,4 @@ def make_engine(
     )
     ends, folder = settings.end_tokens, settings.tokenizer
     grammars = None if folder is None else GuidanceGrammars(folder, worker.vocab, ends)
-    return Engine(scheduler, cache, run or worker.run, clock, drafting, ends, grammars)
+    return Engine(scheduler, cache, run or worker.run, clock, drafting, ends, grammars, worker.vocab)

@@ -1,6 +1,7 @@
 """An engine over a compiled program answers each request as the model alone would."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,6 +119,50 @@ def test_what_can_never_be_served_is_refused(served):
     _, folder = served
     with pytest.raises(RequestError, match="wants up to 1000 more"):
         load_engine(folder).add(Request("long", (1, 2, 3), SamplingParams(max_tokens=1000)))
+
+
+@pytest.mark.parametrize(
+    ("refused", "params", "message"),
+    [
+        ([[1], "a text"], GREEDY, "prompt 1 is 'a text'"),
+        ([1, 2], GREEDY, "prompt 0 is 1"),
+        ([[1], []], GREEDY, "has no tokens"),
+        ([[1], [2] * 1000], GREEDY, "offline-1 has 1000 tokens"),
+        ([[1], [2, VOCAB]], GREEDY, f"has the token {VOCAB}"),
+        ([[1], [-1]], GREEDY, "has the token -1"),
+        ([[1]], replace(GREEDY, logit_bias={VOCAB: 1.0}), f"has the token {VOCAB}"),
+        ([[1]], replace(GREEDY, stop=("\n",)), "knows tokens, not texts"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused_and_the_engine_is_as_before(served, refused, params, message):
+    model, folder = served
+    engine = load_engine(folder)
+    with pytest.raises(RequestError, match=message) as caught:
+        generate(engine, refused, params)
+    assert caught.value.remedy
+    assert engine.is_idle
+    [[answer]] = generate(engine, [[1, 2, 3]], GREEDY)
+    assert answer.tokens == continued(model, [1, 2, 3])
+
+
+def test_an_interruption_leaves_the_engine_idle(served):
+    model, folder = served
+    engine = load_engine(folder)
+    step, steps = engine.step, iter(range(3))
+
+    def interrupted():
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return step()
+
+    engine.step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        generate(engine, prompts(3), GREEDY)
+    engine.step = step
+    assert engine.is_idle
+    assert engine.load.pages_used == 0
+    [[answer]] = generate(engine, [[1, 2, 3]], GREEDY)
+    assert answer.tokens == continued(model, [1, 2, 3])
 
 
 def test_a_build_that_was_not_compiled_for_serving_is_refused(tmp_path):

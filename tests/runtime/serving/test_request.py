@@ -25,6 +25,7 @@ from superscaler.runtime.serving.sampling_params import SamplingParams
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens is 5, more than max_tokens, 4"),
         ({"stop": ("ok", "")}, "an empty text"),
+        ({"stop": "ok"}, "stop is 'ok'"),
         ({"stop_token_ids": frozenset([-1])}, "stop_token_ids is -1"),
         ({"logprobs": -1}, "logprobs is -1"),
         ({"logit_bias": {3: 101}}, r"logit_bias\[3\] is 101"),

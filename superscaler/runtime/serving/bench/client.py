@@ -77,7 +77,10 @@ class BenchClient:
         except (OSError, EOFError, ValueError) as error:
             if isinstance(error, ServingError):
                 raise
-            raise ServingError(f"no answer from {self._host}:{self._port}: {error}") from error
+            raise ServingError(
+                f"no answer from {self._host}:{self._port}: {error}",
+                remedy="start a server, such as `superscaler serve`, or say where it is with --url",
+            ) from error
 
     async def complete(self, path: str, body: Mapping[str, Any]) -> Measured:
         """Ask for a stream, and measure it; what goes wrong is part of the result."""
