@@ -19,6 +19,8 @@ BEAT = 1.0
 """Seconds from one position to the next."""
 SAMPLING = 3 * BEAT
 """Seconds between the two moments at which positions are collected."""
+LINGER = 4 * BEAT
+"""What the first rank stays after another has reported."""
 ANSWER = 10.0
 """Longest wait for the store, or for the rank that reports, in seconds."""
 
@@ -65,6 +67,8 @@ class Watchdog:
                 self._to_tell.set(_key(self._rank), position(self._waits, number, self._folder).to_json())
                 number += 1
                 if self._to_tell.check(["watchdog/verdict"]) and not self._has_reported:
+                    if self._rank == 0:  # which mostly keeps the store: others may still have to hear of it
+                        self._closed.wait(LINGER)
                     self._end(f"ends, as {self._to_tell.get('watchdog/verdict').decode()}")
         except RuntimeError:
             if not self._closed.wait(self._timeout):

@@ -30,6 +30,13 @@ def errors(folder, ranks):
     return [(folder / f"err{rank}.txt").read_text() for rank in range(ranks)]
 
 
+def report_of(folder, ranks):
+    """What the one rank says that says who is missing; on a slow machine others may say that they heard nothing."""
+    told = [text for text in errors(folder, ranks) if TOO_LONG in text and "but has not" not in text]
+    assert len(told) == 1
+    return told[0]
+
+
 def end(processes):
     for process in processes:
         process.kill()
@@ -45,7 +52,7 @@ def test_a_rank_that_sleeps_is_named_with_its_line_and_so_are_those_that_wait(tm
     finally:
         end(ranks)
     told = errors(folder, 4)
-    (report,) = [text for text in told if TOO_LONG in text]
+    report = report_of(folder, 4)
     assert re.search(
         r"busy elsewhere: rank 1 for \d+ s in step 3, at stage0.py:\d+, train_step: rt.rank == 1", report
     )
@@ -68,7 +75,7 @@ def test_a_rank_that_is_stopped_is_missing(tmp_path):
         assert [process.wait(LIMIT) for process in (*ranks[:2], ranks[3])] == [1, 1, 1]
     finally:
         end(ranks)
-    (report,) = [text for text in errors(folder, 4) if TOO_LONG in text]
+    report = report_of(folder, 4)
     assert re.search(r"missing: rank 2 gives no sign of life, last seen (in step|at) ", report)
     assert "waiting: ranks 0,1,3 for " in report
 
@@ -94,7 +101,7 @@ def test_a_rank_that_sleeps_in_a_loop_of_ones_own_is_named_too(tmp_path):
         assert [process.wait(LIMIT) for process in ranks] == [1, 1, 1, 1]
     finally:
         end(ranks)
-    (report,) = [text for text in errors(folder, 4) if TOO_LONG in text]
+    report = report_of(folder, 4)
     assert re.search(r"busy elsewhere: rank 1 for \d+ s in step 3", report)
     assert re.search(r"waiting: ranks 0,2,3 for \d+ s in step 4, in all_gather over dp \(ranks 0-3\)", report)
 
