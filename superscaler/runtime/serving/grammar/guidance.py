@@ -3,6 +3,7 @@
 import json
 from collections import OrderedDict
 from collections.abc import Iterable
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,10 @@ class GuidanceMatcher:
         self._look()
 
     def copy(self) -> "GuidanceMatcher":
-        """Another at the same place."""
-        return GuidanceMatcher(self._inner.deep_copy(), self._vocab, self._end_bit, self._end_tokens)
+        """Another at the same place, where what may follow is known already."""
+        other = copy(self)
+        other._inner = self._inner.deep_copy()
+        return other
 
     def _look(self) -> None:
         """See what may follow. An inner matcher that has failed allows the end alone: that is no end of a text."""
