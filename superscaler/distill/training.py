@@ -2,7 +2,6 @@
 
 import hashlib
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from superscaler.ir.learning_rates import Cosine
 from superscaler.ir.optimizers import AdamW
 from superscaler.planner.cluster import Cluster
 from superscaler.runtime.build import read_build
+from superscaler.runtime.launcher import launcher
 from superscaler.serve.language_model import trace_language_model
 
 _HELD_OUT = 20
@@ -119,7 +119,7 @@ def _check_vocab(draft: nn.Module, teacher: Teacher) -> None:
     if own != teacher.vocab:
         raise ServingError(
             f"the draft has {own} tokens, and the model that it is to draft for has {teacher.vocab}",
-            remedy="give it a vocabulary of the same size: --set vocab=N, or vocab_size in its config.json",
+            remedy="give it a vocabulary of the same size: --draft-set vocab=N, or vocab_size in its config.json",
         )
 
 
@@ -151,9 +151,8 @@ def _train(
         }  # fmt: skip
         words = [str(word) for pair in options.items() for word in pair]
         ranks = read_build(folder).world_size
-        launcher = ["-m", "superscaler.runtime.launcher", "--standalone", "--nproc-per-node", str(ranks)]
         tell(f"training for {recipe.steps} steps of {recipe.batch} samples")
-        command = [sys.executable, *launcher, str(folder / "train.py"), *words, "--shuffle", "--resume"]
+        command = [*launcher(ranks), str(folder / "train.py"), *words, "--shuffle", "--resume"]
         if code := _run(command):
             raise ServingError(
                 f"training the draft ended with exit code {code}",

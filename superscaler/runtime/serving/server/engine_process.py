@@ -7,7 +7,6 @@ import secrets
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from queue import SimpleQueue
 from threading import Thread
 
 from superscaler.errors import ServingError
+from superscaler.runtime.launcher import launcher
 from superscaler.runtime.serving.link import KEY, Ready, Stop, ToEngine, ToServer
 
 _LAST_LINES = 30
@@ -30,15 +30,7 @@ _DEATH_SECONDS = 2.0
 
 def torchrun(folder: Path, ranks: int, arguments: Sequence[str]) -> Callable[[str], list[str]]:
     """The command that starts a build's engine, given the socket it is to connect to."""
-    launcher = [
-        sys.executable,
-        "-m",
-        "superscaler.runtime.launcher",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-    ]
-    return lambda address: [*launcher, str(folder / "serve.py"), "--connect", address, *arguments]
+    return lambda address: [*launcher(ranks), str(folder / "serve.py"), "--connect", address, *arguments]
 
 
 class EngineProcess:
