@@ -10,6 +10,7 @@ from superscaler.cli.language_model import (
     check_engine_arguments,
     check_reference,
     compile_language_model,
+    is_build,
     tokenizer_of,
     weights_of,
 )
@@ -129,7 +130,7 @@ def run(options: argparse.Namespace) -> None:
     )  # fmt: skip
     check_engine_arguments(options.arguments)
     check_replaceable(options.output)  # now, and not after hours of training
-    if not _is_build(options.model):
+    if not is_build(options.model):
         check_reference(options.model)
     text = _tokens(options)
     work = options.output.with_name(options.output.name + "-training")
@@ -137,7 +138,7 @@ def run(options: argparse.Namespace) -> None:
         draft = _draft(options)
     teacher = _teacher(options, work)
     found = distill(teacher, draft, text, lesson, training, work, say_note)
-    cache = CacheSize(-(-options.draft_cache_tokens // 16), 16)
+    cache = CacheSize.of_tokens(options.draft_cache_tokens)
     folder = compile_serving(draft, Cluster.local(1), cache=cache).save(options.output, options.draft)
     if options.json:
         print_json(
@@ -191,12 +192,8 @@ def _teacher(options: argparse.Namespace, work: Path) -> "Teacher":
     from superscaler.distill.lesson import Teacher
 
     given = Path(options.model)
-    folder = given if _is_build(given) else compile_language_model(options, work / "model")
+    folder = given if is_build(given) else compile_language_model(options, work / "model")
     return Teacher(folder, weights_of(options), tuple(options.arguments))
-
-
-def _is_build(model: Path | str) -> bool:
-    return (Path(model) / "plan.json").is_file()
 
 
 def _draft(options: argparse.Namespace) -> Any:

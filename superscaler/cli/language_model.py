@@ -44,12 +44,17 @@ def compile_language_model(options: argparse.Namespace, folder: Path) -> Path:
     with progress("building the model"):
         model = unloaded_model(options.model, options.dtype, options.set)
     how = named_plan(options.plan)
-    cache = CacheSize(-(-options.cache_tokens // options.page_size), options.page_size)
+    cache = CacheSize.of_tokens(options.cache_tokens, options.page_size)
     with progress("compiling"):
         cluster = Cluster.parse(options.cluster)
         compiled = compile_serving(model, cluster, how, cache=cache, longest=options.longest)
         told = {"arguments": options.words, "cluster": options.cluster, "folder": os.getcwd()}
         return compiled.save(folder, options.model, {"compiled_with": told})
+
+
+def is_build(reference: Path | str) -> bool:
+    """Whether it names a folder that was compiled."""
+    return (Path(reference) / "plan.json").is_file()
 
 
 def check_reference(reference: str) -> None:
@@ -123,5 +128,4 @@ def weights_of(options: argparse.Namespace) -> Path | None:
     own = Path(options.model)
     if options.weights:
         return Path(options.weights)
-    is_build = (own / "plan.json").is_file()
-    return own if own.is_dir() and not is_build and any(own.glob("*.safetensors")) else None
+    return own if own.is_dir() and not is_build(own) and any(own.glob("*.safetensors")) else None

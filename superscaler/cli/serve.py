@@ -12,6 +12,7 @@ from superscaler.cli.language_model import (
     add_language_model,
     check_engine_arguments,
     compile_language_model,
+    is_build,
     tokenizer_of,
     weights_of,
 )
@@ -114,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
     check_engine_arguments([*_engine_options(options), *options.arguments])
     source = Path(options.model)
     with ExitStack() as stack:
-        if (source / "plan.json").is_file():
+        if is_build(source):
             folder = source
         else:
             _check_output(options)

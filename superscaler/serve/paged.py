@@ -22,6 +22,11 @@ class CacheSize:
     page_size: int = 16
     """Tokens of one sequence on a page."""
 
+    @classmethod
+    def of_tokens(cls, tokens: int, page_size: int = 16) -> "CacheSize":
+        """As many pages as so many tokens need."""
+        return cls(-(-tokens // page_size), page_size)
+
     @property
     def slots(self) -> int:
         """Tokens of all sequences together."""
