@@ -4,7 +4,7 @@ A script states decisions; it need not mention every operator. `superscaler.plan
 from what was said, and keeps the reason for each operator.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -356,18 +356,12 @@ class Planner:
             PlanError: Their updates have no states.
         """
         updates = [operator for operator in what if operator.phase is Phase.UPDATE]
-        states = {operator.name: self._states_of(operator) for operator in updates}
-        if not any(states.values()):
-            raise PlanError(
-                f"{what.description} updates no optimizer state that could be kept in host memory",
-                where=self.speaker,
-                remedy="choose the operators of a model that is trained with an optimizer that has states, "
-                "such as AdamW()",
-            )
-        for name, found in states.items():
-            self.on_host |= found
-            if found:
-                self.notes.setdefault(name, []).append(f"its states are in host memory by {self.speaker}")
+        self._keep_on_host(
+            {operator.name: self._states_of(operator) for operator in updates},
+            "its states are",
+            f"{what.description} updates no optimizer state that could be kept in host memory",
+            "choose the operators of a model that is trained with an optimizer that has states, such as AdamW()",
+        )
 
     def offload_parameters(self, what: Selection) -> None:
         """Keep the parameters that these operators read in host memory, from which each layer's are fetched for it.
@@ -382,23 +376,19 @@ class Planner:
             PlanError: They read no parameter; or, when the plan is complete, an update changes pieces of one that is
                 stored whole.
         """
-        line = self.speaker
-        found: set[str] = set()
-        for operator in what:
-            read = {name for name in operator.reads if self.graph.tensors[name].role is Role.PARAMETER}
-            found |= read
-            if read:
-                self.notes.setdefault(operator.name, []).append(
-                    f"{', '.join(sorted(read))} waits in host memory by {line}"
-                )
-        if not found:
-            raise PlanError(
-                f"{what.description} reads no parameter that could be kept in host memory",
-                where=line,
-                remedy="choose operators that read parameters, such as layers or p.everything()",
-            )
-        self.on_host |= found
-        self.parameters_on_host |= dict.fromkeys(sorted(found), line)
+        read = {
+            operator.name: {
+                name for name in operator.reads if self.graph.tensors[name].role is Role.PARAMETER
+            }
+            for operator in what
+        }
+        found = self._keep_on_host(
+            read,
+            "{names} waits",
+            f"{what.description} reads no parameter that could be kept in host memory",
+            "choose operators that read parameters, such as layers or p.everything()",
+        )
+        self.parameters_on_host |= dict.fromkeys(sorted(found), self.speaker)
 
     def offload_activations(self, what: Selection) -> None:
         """Let what the backward of these operators reads of the forward wait for it in host memory.
@@ -412,25 +402,39 @@ class Planner:
         Raises:
             PlanError: Their backward reads nothing that the forward made.
         """
-        line = self.speaker
         calls = {operator.origin for operator in what if operator.phase is Phase.FORWARD} - {-1}
         chosen = {operator.name for operator in what}
-        found: set[str] = set()
-        for operator in self.graph.operators:
-            if operator.phase is Phase.BACKWARD and (operator.name in chosen or operator.origin in calls):
-                saved = {name for name in operator.reads if self._is_made_in_forward(name)}
-                found |= saved
-                if saved:
-                    self.notes.setdefault(operator.name, []).append(
-                        f"what the forward left for it is in host memory by {line}"
-                    )
+        saved = {
+            operator.name: {name for name in operator.reads if self._is_made_in_forward(name)}
+            for operator in self.graph.operators
+            if operator.phase is Phase.BACKWARD and (operator.name in chosen or operator.origin in calls)
+        }
+        self._keep_on_host(
+            saved,
+            "what the forward left for it is",
+            f"{what.description} leaves nothing for a backward that could wait in host memory",
+            "choose layers of a model that is trained, which are not computed again from its inputs alone",
+        )
+
+    def _keep_on_host(self, wanted: Mapping[str, set[str]], note: str, fault: str, remedy: str) -> set[str]:
+        """Keep what operators want in host memory there, and note it at each of them; returns all of it.
+
+        Args:
+            wanted: Operator -> its tensors; none is a `fault`.
+            note: What is in host memory, as a user is told; may have `{names}`.
+            fault: What a user is told otherwise.
+            remedy: And what to do.
+        """
+        line = self.speaker
+        found = set().union(*wanted.values())
         if not found:
-            raise PlanError(
-                f"{what.description} leaves nothing for a backward that could wait in host memory",
-                where=line,
-                remedy="choose layers of a model that is trained, which are not computed again from its inputs alone",
-            )
+            raise PlanError(fault, where=line, remedy=remedy)
         self.on_host |= found
+        for operator, names in wanted.items():
+            if names:
+                told = note.format(names=", ".join(sorted(names)))
+                self.notes.setdefault(operator, []).append(f"{told} in host memory by {line}")
+        return found
 
     def _is_made_in_forward(self, name: str) -> bool:
         return name in self.graph.writer and self.graph.writer[name].phase is Phase.FORWARD
