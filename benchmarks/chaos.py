@@ -10,7 +10,6 @@ A tiny GPT in double precision under real torchrun (gloo), in three cases:
 * hung: a rank stands still (SIGSTOP). Goal: it is named, and the others have ended, 15 seconds after the time-out.
 """
 
-import socket
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.chaos_run import ChaosRun
+from benchmarks.parity import free_port
 from benchmarks.report import finish, parse_arguments
 from models import text
 from superscaler.cli import main as superscaler
@@ -165,7 +165,7 @@ def _lost(folder: Path, scale: Scale, undisturbed: list[float]) -> dict[str, Any
         f"--elastic={left}:{most}", "--elastic-plan=dp={n}",
     ]  # fmt: skip
     meeting = [f"--nnodes={left}:{most}", "--max-restarts=5", "--rdzv-backend=c10d", "--rdzv-id=lost"]
-    meeting += [f"--rdzv-endpoint=127.0.0.1:{_free_port()}", "--local-addr=127.0.0.1"]
+    meeting += [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1"]
     waits = "last_call_timeout=4,keep_alive_interval=1,keep_alive_max_attempt=3"
     machines = [
         ChaosRun(
@@ -202,12 +202,6 @@ def _compile(folder: Path, plan: str, devices: int) -> None:
         )  # fmt: skip
     if code:
         raise RuntimeError(f"{plan} does not compile")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 if __name__ == "__main__":

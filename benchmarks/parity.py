@@ -120,7 +120,7 @@ def torchrun(
     """Train a build with real processes; its losses and final parameters."""
     losses, saved = build / "losses.json", build / "saved.safetensors"
     command = [
-        sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={devices}", f"--master-port={_free_port()}",
+        sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={devices}", f"--master-port={free_port()}",
         str(build / "train.py"), f"--steps={steps}", f"--data={data}", f"--losses={losses}", f"--save={saved}",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -130,7 +130,8 @@ def torchrun(
     return json.loads(losses.read_text()), load_file(saved)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Of this machine, on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from superscaler.runtime.build import read_build
 from superscaler.runtime.weights import load_weights
+from tests.runtime.forked_training import free_port
 from tests.runtime.tiny_build import write_build
 
 pytestmark = pytest.mark.ranks
@@ -122,14 +123,6 @@ def test_the_rank_left_behind_says_what_failed_and_where(tmp_path):
         in errors[0]
     )
     assert "stage0.py:" in errors[0]
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_an_edited_stage_runs_on_request_only(tmp_path):

@@ -45,6 +45,15 @@ def language_model(family: str, dtype: torch.dtype = torch.float64) -> torch.nn.
     return model.to(dtype).eval()
 
 
+def model_like(family: str) -> torch.nn.Module:
+    """The model of a family with weights a little other, so that it often agrees with it."""
+    model = language_model(family)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + 0.4 * torch.rand(parameter.shape, dtype=parameter.dtype))
+    return model
+
+
 def logits_of(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """What the model itself says of whole sequences [batch, seq]: logits [batch, seq, vocab]."""
     with torch.no_grad():

@@ -17,7 +17,7 @@ from superscaler.runtime.serving.settings import Settings
 from superscaler.serve.compile import compile_serving
 from superscaler.serve.paged import CacheSize
 from tests.runtime.serving.finite_language import FiniteGrammars, named
-from tests.serve.language_models import VOCAB, language_model, logits_of
+from tests.serve.language_models import VOCAB, language_model, logits_of, model_like
 
 END = 7
 CHANCE = random.Random(1)
@@ -36,14 +36,10 @@ LANGUAGES = {
 def builds(tmp_path_factory):
     """Folders: a model in few pages and in many, one like it, and another."""
     home = tmp_path_factory.mktemp("builds")
-    like = language_model("own-llama")
-    with torch.no_grad():
-        for parameter in like.parameters():
-            parameter.mul_(1 + 0.4 * torch.rand(parameter.shape, dtype=parameter.dtype))
     for name, model, pages in (
         ("tight", language_model("own-llama"), 20),
         ("roomy", language_model("own-llama"), 800),
-        ("like", like, 800),
+        ("like", model_like("own-llama"), 800),
         ("other", language_model("gpt2"), 800),
     ):
         compile_serving(model, Cluster.local(1), cache=CacheSize(pages, page_size=4)).save(home / name)

@@ -17,7 +17,7 @@ from superscaler.runtime.serving.settings import Settings
 from superscaler.serve.compile import compile_serving
 from superscaler.serve.paged import CacheSize
 from tests.runtime.tiny_build import write_build
-from tests.serve.language_models import VOCAB, language_model, logits_of
+from tests.serve.language_models import VOCAB, language_model, logits_of, model_like
 
 NEW = 12
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW)
@@ -28,14 +28,10 @@ ROOMY = CacheSize(pages=800, page_size=4)
 def builds(tmp_path_factory):
     """Folders: a target in a small cache and in one with room, one like it, and two that know nothing of it."""
     home = tmp_path_factory.mktemp("builds")
-    like = language_model("own-llama")
-    with torch.no_grad():
-        for parameter in like.parameters():
-            parameter.mul_(1 + 0.4 * torch.rand(parameter.shape, dtype=parameter.dtype))
     for name, model, cache in (
         ("target", language_model("own-llama"), CacheSize(pages=28, page_size=4)),
         ("roomy", language_model("own-llama"), ROOMY),
-        ("like", like, ROOMY),
+        ("like", model_like("own-llama"), ROOMY),
         ("draft", language_model("own-gpt"), ROOMY),
         ("other", language_model("gpt2"), CacheSize(pages=20, page_size=4)),
     ):
