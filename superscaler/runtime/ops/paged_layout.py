@@ -7,6 +7,7 @@ to by another, with a mask only where they differ. Nothing is padded to the long
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -145,18 +146,19 @@ def _joins(group: Sequence[_Sequence], one: _Sequence, options: Options) -> bool
 
 
 def _group(step: Step, options: Options, chosen: Sequence[_Sequence]) -> Group:
-    longest = chosen[0]
+    """The group of sequences of which the first is the longest; in it they lie in the order of the batch."""
+    longest, chosen = chosen[0], sorted(chosen, key=attrgetter("number"))
     is_even = all(one.span == longest.span for one in chosen)
     is_long_chunk = longest.new >= LONG_CHUNK
     is_plain = not options.window and not step.tells(longest.new)
     is_unmasked = is_plain and (is_long_chunk or (is_even and longest.new == 1))
     return Group(
         tokens=_tokens(chosen),
-        pages=_pages(step, options, chosen),
+        pages=_pages(step, options, chosen, longest.span),
         sequences=len(chosen),
         num_keys=longest.span,
-        unwritten=None if is_even else _unwritten(options, chosen),
-        mask=None if is_unmasked else _mask(step, options, chosen),
+        unwritten=None if is_even else _unwritten(options, chosen, longest.span),
+        mask=None if is_unmasked else _mask(step, options, chosen, longest.span),
         query_start=longest.span - longest.new,
         is_long_chunk=is_long_chunk,
     )
@@ -169,28 +171,31 @@ def _tokens(chosen: Sequence[_Sequence]) -> Tensor | slice:
     return (torch.tensor([one.start for one in chosen])[:, None] + torch.arange(new)).flatten()
 
 
-def _pages(step: Step, options: Options, chosen: Sequence[_Sequence]) -> Tensor:
-    count = -(-chosen[0].span // options.page_size)
-    columns = torch.tensor([one.first_page for one in chosen])[:, None] + torch.arange(count)
-    last = torch.tensor([(one.length - 1) // options.page_size for one in chosen])[:, None]
+def _pages(step: Step, options: Options, chosen: Sequence[_Sequence], span: int) -> Tensor:
+    """Behind its own pages a shorter sequence repeats its first, all of whose slots hold keys, if there is a second."""
+    columns = torch.arange(-(-span // options.page_size))
+    counts = torch.tensor([-(-one.span // options.page_size) for one in chosen])[:, None]
+    first = torch.tensor([one.first_page for one in chosen])[:, None]
     rows = torch.tensor([one.number for one in chosen])[:, None]
-    return step.pages[rows, columns.minimum(last)].flatten()
+    return step.pages[rows, first + columns.where(columns < counts, 0)].flatten()
 
 
-def _unwritten(options: Options, chosen: Sequence[_Sequence]) -> Tensor:
+def _unwritten(options: Options, chosen: Sequence[_Sequence], span: int) -> Tensor:
     """What a mask would hide if it were finite: an infinity of another sequence is none of this one's."""
-    stride = -(-chosen[0].span // options.page_size) * options.page_size
+    slots = torch.arange(-(-span // options.page_size) * options.page_size)
     spans = torch.tensor([one.span for one in chosen])[:, None]
-    return (torch.arange(stride) >= spans).flatten().nonzero().flatten()
+    is_repeated = slots // options.page_size * options.page_size >= spans
+    written = torch.where(is_repeated, slots % options.page_size, slots) < spans
+    return (~written).flatten().nonzero().flatten()
 
 
-def _mask(step: Step, options: Options, chosen: Sequence[_Sequence]) -> Tensor:
+def _mask(step: Step, options: Options, chosen: Sequence[_Sequence], num_keys: int) -> Tensor:
     """What is added to the scores of n new tokens; of a short chunk, for each of the query heads that share keys."""
 
     def column(values: list[int]) -> Tensor:
         return torch.tensor(values)[:, None, None]
 
-    new, num_keys = chosen[0].new, chosen[0].span
+    new = chosen[0].new
     keys = column([one.first_page * options.page_size for one in chosen]) + torch.arange(num_keys)
     earlier = column([one.length - one.new for one in chosen])
     starts, lengths = column([one.start for one in chosen]), column([one.length for one in chosen])
