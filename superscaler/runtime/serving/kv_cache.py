@@ -113,20 +113,22 @@ class KvCache:
             Pages to copy before they are written, (from, to).
         """
         table = self._tables[sequence]
-        place = start // self.page_size
-        assert place <= len(table.pages), "keys before these have no page"
-        written = table.pages[place] if start % self.page_size and place < len(table.pages) else None
-        copy = written is not None and (self._users[written] > 1 or self._nodes[written] is not None)
-        missing = max(0, self.needed(stop) - len(table.pages))
-        if missing + copy > self.free:
+        place, written = start // self.page_size, self._copied_first(table, start)
+        if self.lacks(sequence, start, stop) > self.free:
             return None
-        table.pages += [self._take() for _ in range(missing)]
-        if written is None or not copy:
+        table.pages += [self._take() for _ in range(self.needed(stop) - len(table.pages))]
+        if written is None:
             return ()
         own = table.pages[place] = self._take()
         self._read.add(written)
         self._drop(written)
         return ((written, own),)
+
+    def lacks(self, sequence: str, start: int, stop: int) -> int:
+        """How many pages `reserve` takes for these keys."""
+        table = self._tables[sequence]
+        copied = self._copied_first(table, start) is not None
+        return max(0, self.needed(stop) - len(table.pages)) + copied
 
     def commit(self, sequence: str, tokens: Sequence[int], keys: int) -> None:
         """Let others find the full pages among the first `keys` keys, which those of `tokens` are.
@@ -252,6 +254,15 @@ class KvCache:
             assert _pages_to(table.last) == table.pages[: table.committed], "others do not find what it has"
 
     # -- pages
+
+    def _copied_first(self, table: _Table, start: int) -> int | None:
+        """The page that a sequence goes on in with key `start`, where others use or may find it."""
+        place = start // self.page_size
+        assert place <= len(table.pages), "keys before these have no page"
+        if not start % self.page_size or place == len(table.pages):
+            return None
+        written = table.pages[place]
+        return written if self._users[written] > 1 or self._nodes[written] is not None else None
 
     def _share_prefix(self, table: _Table, tokens: Sequence[int], most: int) -> None:
         """Take the pages in the cache that hold the first tokens, at most so many."""

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
@@ -31,20 +32,25 @@ class Scheduler:
     and comes back later. Whoever waits is admitted in the order of ranks and never overtakes; under a policy that
     preempts, also in place of those who run and rank after it.
 
+    Several steps may be under way, as the stages of a pipeline run them. Those who take part in one can neither take
+    part in another nor make room until it is updated, so each gets its share of them. Whatever a step gives back may be
+    given to a later one, for all ranks run them in order.
+
     Args:
         cache: Whose pages the sequences are given.
         policy: Ranks them.
         limits: Bound a step.
         clock: Seconds, for the policy.
         end_tokens: Those with which the model ends a text.
+        steps: How many are to be under way at once.
     """
 
     def __init__(
         self, cache: KvCache, policy: Policy, limits: Limits, clock: Callable[[], float],
-        end_tokens: Iterable[int] = (),
+        end_tokens: Iterable[int] = (), steps: int = 1,
     ) -> None:  # fmt: skip
         self._cache, self._policy, self._limits, self._clock = cache, policy, limits, clock
-        self._end_tokens = frozenset(end_tokens)
+        self._end_tokens, self._steps = frozenset(end_tokens), steps
         self._chunk = limits.chunk_tokens or limits.step_tokens
         self._watermark = math.ceil(limits.watermark * cache.pages)
         self._arrivals = 0
@@ -60,9 +66,10 @@ class Scheduler:
         self._moves: dict[str, Pairs] = {}
         """Of running sequences: keys to be moved before the next step, (from, to)."""
         self._ranks: dict[str, Rank] = {}
-        self._step: Step | None = None
-        """Made and not yet updated."""
-        self._started = 0.0
+        self._under_way: deque[tuple[Step, float]] = deque()
+        """Steps that are made and not yet updated, and when they were made."""
+        self._taking_part: set[str] = set()
+        """Sequences with a part in one of them."""
 
     @property
     def waiting(self) -> tuple[Sequence, ...]:
@@ -77,7 +84,7 @@ class Scheduler:
     @property
     def decoding(self) -> tuple[Sequence, ...]:
         """Sequences of which one token is to be computed next: a tree may be drafted to follow it."""
-        return tuple(sequence for sequence in self._running if self._decodes(sequence))
+        return tuple(sequence for sequence in self._at_hand() if self._decodes(sequence))
 
     def add(self, request: Request) -> tuple[Sequence, ...]:
         """Take in a request; return its n sequences.
@@ -132,38 +139,42 @@ class Scheduler:
                 room for all of it; none is deeper than its sequence has room for, less the one token that
                 follows whatever is accepted.
         """
-        assert self._step is None, "the step before has not been updated"
-        self._started = now = self._clock()
+        assert len(self._under_way) < self._steps, "an earlier step has not been updated"
+        now = self._clock()
         everybody = (*self._running, *self._waiting)
         self._ranks = {sequence.id: self._policy.rank(sequence, now) for sequence in everybody}
-        plan = StepPlan(self._limits.step_tokens)
+        plan = StepPlan(self._limits.step_tokens, self._share())
         if self._policy.preempts:
             self._displace(plan)
         self._plan_running(plan, drafts)
         if not plan.short:
             self._plan_waiting(plan)
         if not plan.parts:
-            assert not everybody, "nobody can go on"
+            assert self._under_way or not everybody, "nobody can go on"
+            assert not (plan.copies or plan.swaps_out or plan.swaps_in), "made room for nobody"
             return None
         self._plan_moves(plan)
-        self._step = plan.make(self._cache)
+        step = plan.make(self._cache)
         self._cache.settle()
-        return self._step
+        self._under_way.append((step, now))
+        self._taking_part |= plan.parts.keys()
+        return step
 
     def update(self, step: Step, sampled: Iterable[Sampled]) -> list[Sequence]:
         """Take in what a step computed; return the sequences that got tokens, which may have finished with them.
 
         Args:
-            step: The one made last.
+            step: The first of those under way.
             sampled: For each of its samples, also of sequences that have ended meanwhile.
         """
-        assert step is self._step, "steps are updated in the order in which they are made"
-        self._step = None
+        first, started = self._under_way.popleft()
+        assert step is first, "steps are updated in the order in which they are made"
+        self._taking_part -= {part.sequence.id for part in step.parts}
         now = self._clock()
         for part in step.parts:
             if part.sequence.state is not State.FINISHED:
                 self._take_computed(part)
-                self._policy.served(part.sequence, part.new, now - self._started, now)
+                self._policy.served(part.sequence, part.new, now - started, now)
         changed: list[Sequence] = []
         for sample, result in zip(step.samples, sampled, strict=True):
             if sample.sequence.state is not State.FINISHED:
@@ -172,12 +183,13 @@ class Scheduler:
         return changed
 
     def fail(self) -> list[Sequence]:
-        """The step made last was not run to its end: nobody knows what the caches hold now.
+        """A step was not run to its end: nobody knows what the caches hold now.
 
         Returns:
             The sequences that had something there, which end with an error. Those that wait go on.
         """
-        self._step = None
+        self._under_way.clear()
+        self._taking_part.clear()
         held = [each for each in (*self._running, *self._waiting) if each.state is not State.WAITING]
         ended = [sequence for each in held for sequence in (*self._forks(each), each)]
         for sequence in ended:
@@ -210,7 +222,7 @@ class Scheduler:
         for sequence in sorted(self._waiting, key=self._order):
             after = [
                 each
-                for each in self._running
+                for each in self._at_hand()
                 if self._ranks[each.id] > self._ranks[sequence.id] and each.id not in plan.admitted
             ]
             after.sort(key=self._order, reverse=True)
@@ -220,7 +232,7 @@ class Scheduler:
     def _plan_waiting(self, plan: StepPlan) -> None:
         """Admit in order while there is room; nobody overtakes, so nobody waits for ever behind small ones."""
         for sequence in sorted(self._waiting, key=self._order):
-            if not plan.budget or sequence.id in plan.displaced or not self._admit(plan, sequence, []):
+            if not plan.has_room or sequence.id in plan.displaced or not self._admit(plan, sequence, []):
                 return
             self._plan_next(plan, sequence)
 
@@ -275,9 +287,11 @@ class Scheduler:
 
     def _plan_running(self, plan: StepPlan, drafts: Mapping[str, DraftTree]) -> None:
         """Whoever decodes has a token, and a tree if there is room; then prompts go on."""
-        turns = sorted(self._running, key=lambda each: (each.uncomputed > 1, self._order(each)))
+        turns = sorted(self._at_hand(), key=lambda each: (each.uncomputed > 1, self._order(each)))
         decodes_left = sum(each.uncomputed == 1 for each in turns)
         for sequence in turns:
+            if not plan.has_room:
+                return
             if sequence.state is not State.RUNNING:  # it has just made room
                 continue
             decodes_left -= sequence.uncomputed == 1
@@ -314,13 +328,21 @@ class Scheduler:
         while (copies := self._cache.reserve(sequence.id, start, start + new)) is None:
             plan.short = True
             fixed = plan.parts.keys() | plan.admitted  # the step already counts on their pages
-            after = [each for each in self._running if each.id not in fixed]
+            after = [each for each in self._at_hand() if each.id not in fixed]
+            if self._under_way and not self._frees_enough(sequence, new, after):
+                return False  # those who take part in other steps hold what lacks
             victim = max(after, key=self._order, default=sequence)
             if self._order(victim) <= self._order(sequence):
                 return False  # it keeps its pages, and goes on when those who have a part in the step give some back
             self._preempt(plan, victim)
         plan.copies += copies
         return True
+
+    def _frees_enough(self, sequence: Sequence, new: int, others: Iterable[Sequence]) -> bool:
+        """Whether there were pages for a sequence's next tokens if all others that rank after it had none."""
+        cache, start = self._cache, sequence.computed
+        after = [each.id for each in others if self._order(each) > self._order(sequence)]
+        return cache.lacks(sequence.id, start, start + new) <= cache.free + cache.held_only_by(after)
 
     def _preempt(self, plan: StepPlan, sequence: Sequence) -> None:
         """Take a sequence's pages on the device."""
@@ -387,6 +409,15 @@ class Scheduler:
             self._cache.truncate(sequence.id, sequence.computed)
 
     # -- questions
+
+    def _at_hand(self) -> list[Sequence]:
+        """Those who run, and take part in no step that is under way."""
+        return [each for each in self._running if each.id not in self._taking_part]
+
+    def _share(self) -> int:
+        """How many sequences a step takes at most, so that there are as many for each of those under way."""
+        everybody = min(len(self._running) + len(self._waiting), self._limits.step_sequences)
+        return max(1, -(-everybody // self._steps))
 
     def _decodes(self, sequence: Sequence) -> bool:
         return sequence.uncomputed == 1 and not self._forks(sequence)

@@ -80,9 +80,11 @@ class StepPlan:
 
     Args:
         budget: Most tokens.
+        most_parts: Most sequences.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, most_parts: int) -> None:
+        self._most_parts = most_parts
         self.budget = budget
         """How many more tokens there is room for."""
         self.parts: dict[str, Part] = {}
@@ -97,6 +99,11 @@ class StepPlan:
         self.copies: list[tuple[int, int]] = []
         self.swaps_out: list[tuple[int, int]] = []
         self.swaps_in: list[tuple[int, int]] = []
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another sequence may take part."""
+        return self.budget > 0 and len(self.parts) < self._most_parts
 
     def add(self, part: Part) -> None:
         """Let a sequence take part."""

@@ -1,6 +1,7 @@
 """Whatever happens to a sequence on the way, its tokens are those it gets when it is served alone."""
 
 import random
+from collections import deque
 from dataclasses import dataclass
 
 import pytest
@@ -40,6 +41,8 @@ class Workload:
     """Step to the number of the request that is cancelled while it runs."""
     most_nodes: int
     """Of a tree of drafts."""
+    under_way: int
+    """Most steps at once."""
     seed: int
 
 
@@ -86,6 +89,7 @@ def workloads(draw):
         requests=requests,
         cancelled=draw(st.dictionaries(st.integers(0, 20), st.integers(0, 6), max_size=3)),
         most_nodes=draw(st.sampled_from([0, 2, 7])),
+        under_way=draw(st.integers(1, 4)),
         seed=draw(st.integers(0, 2**16)),
     )
 
@@ -94,32 +98,46 @@ def serve(workload):
     """Serve all requests; return their sequences, the scheduler's cache and the steps that were run."""
     clock = iter(range(10**9))
     cache = KvCache(workload.pages, workload.page_size, workload.host_pages)
-    scheduler = Scheduler(cache, workload.policy, workload.limits, lambda: float(next(clock)), [END])
+    scheduler = Scheduler(
+        cache, workload.policy, workload.limits, lambda: float(next(clock)), [END], workload.under_way
+    )
     model, choice = ToyModel(workload.page_size), random.Random(workload.seed)
     pending = sorted(workload.requests, key=lambda request: request.arrival)
-    sequences, steps, number = [], [], 0
-    while pending or scheduler.waiting or scheduler.running:
+    sequences, steps, under_way, number = [], [], deque(), 0
+    while pending or scheduler.waiting or scheduler.running or under_way:
         while pending and pending[0].arrival <= number:
             sequences += add(scheduler, pending.pop(0), workload)
-        drafts = {
-            sequence.id: random_tree(choice, sequence, workload.most_nodes)
-            for sequence in scheduler.decoding
-            if choice.random() < 0.8
-        }
-        step = scheduler.schedule(drafts)
-        scheduler.check_integrity()
+        step = schedule(scheduler, workload, choice)
         if number in workload.cancelled:
             scheduler.cancel(f"r{workload.cancelled[number]}")
             scheduler.check_integrity()
         if step is not None:
             steps.append(step)
-            assert len(step.batch.tokens) <= workload.limits.step_tokens
-            assert len(step.parts) <= workload.limits.step_sequences
-            scheduler.update(step, sample(step, model.run(step.batch)))
+            taking_part = [part.sequence.id for each, _ in under_way for part in each.parts]
+            assert not {part.sequence.id for part in step.parts} & set(taking_part)
+            under_way.append((step, model.run(step.batch)))
+        if under_way and (step is None or len(under_way) == workload.under_way):
+            first, seen = under_way.popleft()
+            scheduler.update(first, sample(first, seen))
             scheduler.check_integrity()
         number += 1
         assert number < 3000, "it goes on and on"
     return sequences, cache, steps
+
+
+def schedule(scheduler, workload, choice):
+    """The next step, which keeps the limits."""
+    drafts = {
+        sequence.id: random_tree(choice, sequence, workload.most_nodes)
+        for sequence in scheduler.decoding
+        if choice.random() < 0.8
+    }
+    step = scheduler.schedule(drafts)
+    scheduler.check_integrity()
+    if step is not None:
+        assert len(step.batch.tokens) <= workload.limits.step_tokens
+        assert len(step.parts) <= workload.limits.step_sequences
+    return step
 
 
 def add(scheduler, request, workload):
@@ -155,6 +173,7 @@ def test_tokens_are_those_of_serving_each_request_alone(workload):
     for name in ("copies", "moves", "swaps_out", "swaps_in", "visible"):
         if any(getattr(step.batch, name) for step in steps):
             event(f"some step has {name}")
+    event(f"{workload.under_way} steps under way")
     if any(sequence.preemptions for sequence in sequences):
         event("some sequence made room")
 
