@@ -1,6 +1,6 @@
 """All ranks of a build as one group: what is asked of all of them outside of their programs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -13,6 +13,7 @@ from superscaler.errors import BuildError
 from superscaler.runtime.build import Build, Output
 from superscaler.runtime.communication import CommunicationError
 from superscaler.runtime.outputs import join_pieces, local_shape
+from superscaler.runtime.pending_sends import PendingSends
 from superscaler.runtime.stored_tensor import StoredTensor
 
 
@@ -33,6 +34,7 @@ class Everyone:
     def __init__(self, build: Build, rank: int, device: torch.device, timeout: float) -> None:
         self._build, self._rank, self._device, self._timeout = build, rank, device, timeout
         self._group: Any = None
+        self._sends = PendingSends(is_gloo=device.type == "cpu")
         if build.world_size > 1:
             with self._naming("meeting"):
                 self._group = dist.new_group(timeout=timedelta(seconds=timeout))
@@ -88,6 +90,42 @@ class Everyone:
             shape = local_shape(output, holder, micro_batches)
             pieces[holder] = self.tensor_of(holder, piece, shape, output.tensor.dtype)
         return join_pieces(output, pieces, micro_batches)
+
+    def output_on(
+        self, reader: int, output: Output, results: Mapping[str, Tensor], micro_batches: int
+    ) -> Callable[[], Tensor]:
+        """An output of one batch on one rank alone; the others go on at once, and so does it until it wants it.
+
+        Args:
+            reader: Which.
+            output: What ``infer_step`` returned pieces of on some ranks.
+            results: What it returned on this one.
+            micro_batches: Of the batch.
+
+        Returns:
+            On the reader, what waits for the whole output.
+        """
+        pieces: dict[int, Tensor] = {}
+        coming: list[Any] = []
+        for holder in filter(output.tensor.is_first_copy, output.tensor.layout.mesh.devices):
+            if holder == self._rank == reader:
+                pieces[holder] = results[output.name]
+            elif holder == self._rank:
+                piece = results[output.name].contiguous()
+                with self._naming("sending an output"):
+                    self._sends.add(dist.isend(piece, reader, group=self._group), piece)
+            elif self._rank == reader:
+                shape = local_shape(output, holder, micro_batches)
+                pieces[holder] = torch.empty(shape, dtype=output.tensor.dtype, device=self._device)
+                coming.append(dist.irecv(pieces[holder], holder, group=self._group))
+
+        def whole() -> Tensor:
+            with self._naming("receiving an output"):
+                for work in coming:
+                    work.wait()
+            return join_pieces(output, pieces, micro_batches)
+
+        return whole
 
     def _check_same_build(self) -> None:
         own = f"build {self._build.fingerprint[:16]}, torch {torch.__version__}"

@@ -5,7 +5,7 @@ A training build is a function of a batch that trains one step and returns the l
 that returns the outputs by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -274,17 +274,53 @@ class InferenceProgram(_Program):
             SizeError: The sizes vary, and the build is not for these.
             CommunicationError: Another rank is gone, or took longer than the timeout.
         """
+        results = self._compute(batch, is_own)
+        if self._is_whole:
+            return {name: results[name] for name in self.build.outputs()}
+        return {
+            name: self._everyone.whole_output(output, results, self.build.micro_batches)
+            for name, output in self.build.outputs().items()
+        }
+
+    def start(self, batch: Mapping[str, Tensor], *, reader: int) -> Callable[[], dict[str, Tensor]]:
+        """Compute this rank's part of a batch, whose outputs one rank gets while the others go on.
+
+        Every rank calls this, with the same batches in the same order.
+
+        Args:
+            batch: As in a call.
+            reader: The rank that gets the outputs.
+
+        Returns:
+            What waits for the outputs, as a call returns them; only the reader may call it.
+
+        Raises:
+            BuildError: As a call does.
+            SizeError: As a call does.
+            CommunicationError: As a call does, and so does what is returned.
+        """
+        results = self._compute(batch, False)
+        outputs = self.build.outputs()
+        if self._is_whole:
+            return lambda: {name: results[name] for name in outputs}
+        waiting = {
+            name: self._everyone.output_on(reader, output, results, self.build.micro_batches)
+            for name, output in outputs.items()
+        }
+        return lambda: {name: whole() for name, whole in waiting.items()}
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether what this rank computes is all there is."""
+        return self.build.world_size == self.build.micro_batches == 1
+
+    def _compute(self, batch: Mapping[str, Tensor], is_own: bool) -> Mapping[str, Tensor]:
+        """This rank's pieces of the outputs."""
         micro_batches = self._micro_batches(batch, is_own)
         with torch.no_grad():
             results = self._module.infer_step(self.weights, micro_batches, self._runtime)
             self._runtime.finish()
-            count = self.build.micro_batches
-            if self.build.world_size == 1 and count == 1:
-                return {name: results[name] for name in self.build.outputs()}
-            return {
-                name: self._everyone.whole_output(output, results, count)
-                for name, output in self.build.outputs().items()
-            }
+        return results
 
 
 def load(

@@ -1,6 +1,7 @@
 """Engine: requests come in, steps are run, tokens go out."""
 
 import secrets
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -70,34 +71,52 @@ class _Open:
     """Its sequences that go on, by their index."""
 
 
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A step that was started."""
+
+    step: Step
+    logits: Callable[[], Tensor]
+    """Waits for them."""
+    proposed: list[Proposal]
+    """What each of its samples is to verify."""
+    rows: list[Row]
+    """What precedes the tokens of each: also of one that ends meanwhile."""
+    began: float
+
+
 class Engine:
-    """Serves requests, a step at a time.
+    """Serves requests, a step at a time, of which several may be under way.
 
     Args:
         scheduler: Decides what goes into a step.
         cache: Whose pages it gives to sequences.
-        run: Computes the logits [wanted, vocab] of a batch.
+        start: Starts a batch; what it returns waits for its logits [wanted, vocab].
         clock: Seconds.
         drafting: Proposes tokens that one step checks; None: each step gives a sequence one token.
         end_tokens: Those with which the model ends a text.
         grammars: What matches tokens with grammars; None: a request that brings one is refused.
         vocab: How many tokens the model knows: a request with another one is refused.
+        steps: How many are to be under way at once.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
         cache: KvCache,
-        run: Callable[[Batch], Tensor],
+        start: Callable[[Batch], Callable[[], Tensor]],
         clock: Callable[[], float],
         drafting: Drafting | None = None,
         end_tokens: frozenset[int] = frozenset(),
         grammars: Grammars | None = None,
         vocab: int | None = None,
+        steps: int = 1,
     ) -> None:
         self.scheduler = scheduler
         self._cache = cache
-        self._run, self._clock, self._drafting = run, clock, drafting
+        self._start, self._clock, self._drafting = start, clock, drafting
+        self._steps = steps
+        self._under_way: deque[_UnderWay] = deque()
         self._end_tokens, self._grammars, self._vocab = end_tokens, grammars, vocab
         self._open: dict[str, _Open] = {}
         """Requests that are served."""
@@ -132,8 +151,8 @@ class Engine:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no sequence wants another token."""
-        return not (self.scheduler.running or self.scheduler.waiting)
+        """Whether no sequence wants another token, and no step is under way."""
+        return not (self.scheduler.running or self.scheduler.waiting or self._under_way)
 
     def add(self, request: Request) -> None:
         """Take in a request.
@@ -194,27 +213,41 @@ class Engine:
         return [self._output(sequence, len(sequence.generated), ()) for sequence in chosen]
 
     def step(self) -> list[Output]:
-        """Run one step; what it gave, none where there is nothing to do."""
+        """Start as many steps as may be under way, and wait for the first; what it gave, none where there is none."""
+        try:
+            while len(self._under_way) < self._steps and (begun := self._begin()) is not None:
+                self._under_way.append(begun)
+            if not self._under_way:
+                return []
+            first = self._under_way.popleft()
+            verified = verify(first.logits(), first.proposed, first.rows)
+        except BaseException:
+            self._under_way.clear()
+            self.scheduler.fail()
+            raise
+        return self._take(first, verified)
+
+    def _begin(self) -> _UnderWay | None:
+        """Make a step and start it; None if there is nothing to do."""
         proposals = self._proposals()
         began = self._clock()
         trees = {sequence: proposal.tree for sequence, proposal in proposals.items() if len(proposal.tree)}
         step = self.scheduler.schedule(trees)
         if step is None:
-            return []
+            return None
         started = self._clock()
         for part in step.parts:
             if (came := self._came.pop(part.sequence.request.id, None)) is not None:
                 self._queued[part.sequence.request.id] = started - came
-        try:
-            logits = self._run(step.batch)
-            proposed = [
-                _NOTHING if sample.tree is None else proposals[sample.sequence.id] for sample in step.samples
-            ]
-            rows = [self._row(sample.sequence) for sample in step.samples]
-            verified = verify(logits, proposed, rows)
-        except Exception:
-            self.scheduler.fail()
-            raise
+        proposed = [
+            _NOTHING if sample.tree is None else proposals[sample.sequence.id] for sample in step.samples
+        ]
+        rows = [self._row(sample.sequence) for sample in step.samples]
+        return _UnderWay(step, self._start(step.batch), proposed, rows, began)
+
+    def _take(self, begun: _UnderWay, verified: list[Verified]) -> list[Output]:
+        """What a step gave."""
+        step = begun.step
         before = {sample.sequence.id: len(sample.sequence.generated) for sample in step.samples}
         logprobs = {
             sample.sequence.id: one.logprobs for sample, one in zip(step.samples, verified, strict=True)
@@ -224,7 +257,7 @@ class Engine:
             for sample, one in zip(step.samples, verified, strict=True)
         ]
         changed = self.scheduler.update(step, sampled)
-        self._account(step, verified, self._clock() - began)
+        self._account(step, verified, self._clock() - begun.began)
         return [self._output(one, before[one.id], logprobs[one.id]) for one in changed]
 
     def _taken(self, sequence: Sequence, tokens: tuple[int, ...]) -> FinishReason | None:

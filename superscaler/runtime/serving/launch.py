@@ -11,11 +11,11 @@ import torch
 
 from superscaler.errors import BuildError, RequestError
 from superscaler.runtime.build import Build
-from superscaler.runtime.everyone import Everyone
 from superscaler.runtime.loaded import load
 from superscaler.runtime.ranks import relative
 from superscaler.runtime.serving.engine import Engine
 from superscaler.runtime.serving.link import KEY, End, Progress, Ready, Refused, Stop, Submit, ToEngine
+from superscaler.runtime.serving.orders import Orders
 from superscaler.runtime.serving.policies import POLICIES
 from superscaler.runtime.serving.ranks import Leader, follow
 from superscaler.runtime.serving.settings import Settings, make_engine
@@ -41,13 +41,13 @@ def _serve(folder: Path, options: argparse.Namespace) -> None:
     worker = Worker(program, options.host_pages)
     gc.collect()
     gc.freeze()  # what is there stays: to look through all of it for garbage would hold up a step by 0.2 s
-    everyone = Everyone(program.build, program.rank, program.device, options.timeout)
+    orders = Orders(program.build.world_size, program.rank, options.timeout)
     if program.rank:
-        follow(worker, everyone)
+        follow(worker, orders)
     else:
-        leader = Leader(worker, everyone)
+        leader = Leader(worker, orders)
         with _connection(options.connect) as connection:
-            engine = make_engine(worker, _settings(options), leader.run)
+            engine = make_engine(worker, _settings(options), leader.start)
             connection.send(_ready(program.build, worker))
             _lead(engine, leader, connection, options.timeout / 3)
         leader.end()

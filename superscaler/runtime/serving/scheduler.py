@@ -151,7 +151,7 @@ class Scheduler:
             self._plan_waiting(plan)
         if not plan.parts:
             assert self._under_way or not everybody, "nobody can go on"
-            assert not (plan.copies or plan.swaps_out or plan.swaps_in), "made room for nobody"
+            assert not any((plan.copies, plan.swaps_out, plan.swaps_in)), "made room for nobody"
             return None
         self._plan_moves(plan)
         step = plan.make(self._cache)

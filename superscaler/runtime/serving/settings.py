@@ -47,7 +47,7 @@ class Settings:
 def make_engine(
     worker: Worker,
     settings: Settings,
-    run: Callable[[Batch], Tensor] | None = None,
+    start: Callable[[Batch], Callable[[], Tensor]] | None = None,
     clock: Callable[[], float] = time.monotonic,
     drafting: Drafting | None = None,
 ) -> Engine:
@@ -56,7 +56,7 @@ def make_engine(
     Args:
         worker: This rank's.
         settings: How to serve.
-        run: Runs a batch on all ranks; None: on this one alone.
+        start: Starts a batch on all ranks; None: on this one alone.
         clock: Seconds.
         drafting: Proposes tokens that one step checks, instead of what the settings say.
 
@@ -71,12 +71,15 @@ def make_engine(
         chunk_tokens=settings.chunk_tokens,
         preemption="swap" if settings.host_pages else "recompute",
     )
-    cache = KvCache(worker.pages, worker.page_size, settings.host_pages)
-    policy = make_policy(settings.policy)
-    scheduler = Scheduler(cache, policy, limits, clock, settings.end_tokens)
     drafting = drafting or make_drafting(
         settings.speculate, settings.tree, worker.vocab, clock, worker.device
     )
+    steps = 1 if drafting is not None else worker.stages
+    cache = KvCache(worker.pages, worker.page_size, settings.host_pages)
+    policy = make_policy(settings.policy)
+    scheduler = Scheduler(cache, policy, limits, clock, settings.end_tokens, steps)
     ends, folder = settings.end_tokens, settings.tokenizer
     grammars = None if folder is None else GuidanceGrammars(folder, worker.vocab, ends)
-    return Engine(scheduler, cache, run or worker.run, clock, drafting, ends, grammars, worker.vocab)
+    return Engine(
+        scheduler, cache, start or worker.start, clock, drafting, ends, grammars, worker.vocab, steps
+    )

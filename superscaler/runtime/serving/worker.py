@@ -1,6 +1,6 @@
 """Worker: this rank's part of a serving program, its caches, and what is done to these between two steps."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 
 import torch
@@ -45,16 +45,23 @@ class Worker:
         self.vocab: int = facts["vocab"]
         self.pages: int = facts["pages"]
         self.page_size: int = facts["page_size"]
+        self.stages = len(program.build.programs)
+        """Of ranks, each of which runs its part of the model after the other."""
         self.longest: int = facts["longest"]
         """Tokens of the longest sequence the model is for."""
         self._caches = [program.weights[name] for name in facts["caches"] if name in program.weights]
         self._host = [self._host_cache(cache, host_pages) for cache in self._caches]
 
-    def run(self, batch: Batch) -> Tensor:
-        """The logits [wanted, vocab] of a step, the same on every rank."""
+    def start(self, batch: Batch) -> Callable[[], Tensor]:
+        """Compute this rank's part of a step; on the first rank, what waits for the logits [wanted, vocab]."""
         for device, host in zip(self._caches, self._host, strict=True):
             self._exchange(device, host, batch)
-        return self._program(self._inputs(batch))[self._logits][0, : len(batch.wanted)]
+        outputs = self._program.start(self._inputs(batch), reader=0)
+        return lambda: outputs()[self._logits][0, : len(batch.wanted)]
+
+    def run(self, batch: Batch) -> Tensor:
+        """The logits [wanted, vocab] of a step of a program on one device."""
+        return self.start(batch)()
 
     def _inputs(self, batch: Batch) -> Mapping[str, Tensor]:
         most = max(map(len, batch.pages))

@@ -52,13 +52,13 @@ def writes(text: bytes, end: bool = True) -> Rule:
 
 
 def make_engine(rule: Rule = table, grammars: Grammars | None = None) -> Engine:
-    def run(batch):
-        return torch.stack([rule(batch.tokens[row], batch.positions[row]) for row in batch.wanted])
+    def start(batch):
+        return lambda: torch.stack([rule(batch.tokens[row], batch.positions[row]) for row in batch.wanted])
 
     cache = KvCache(PAGES, PAGE_SIZE, 0)
     limits, ends = Limits(LONGEST, step_tokens=4096, step_sequences=512), frozenset([END])
     scheduler = Scheduler(cache, make_policy("fcfs"), limits, time.monotonic, ends)
-    return Engine(scheduler, cache, run, time.monotonic, end_tokens=ends, grammars=grammars)
+    return Engine(scheduler, cache, start, time.monotonic, end_tokens=ends, grammars=grammars)
 
 
 class FakeEngine:
