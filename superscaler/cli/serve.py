@@ -36,6 +36,7 @@ _ENGINE_OPTIONS = [
     "step_tokens",
     "step_sequences",
     "chunk_tokens",
+    "steps_under_way",
     "host_pages",
     "policy",
     "tree",
@@ -71,6 +72,8 @@ def _add_engine(group: Any) -> None:
     add("--step-tokens", type=positive, metavar="N", help="most tokens in a step (default 2048)")
     add("--step-sequences", type=positive, metavar="N", help="most sequences at once (default 256)")
     add("--chunk-tokens", type=positive, metavar="N", help="most tokens of one prompt in a step")
+    add("--steps-under-way", type=positive, metavar="N",
+        help="steps at once (default: one for each stage of the plan's pipeline; one with --speculate)")  # fmt: skip
     add("--host-pages", type=int, metavar="N", help="pages of host memory for sequences that make room")
     add("--policy", help="who goes first (default fcfs)")
     add("--speculate", action="append", default=[], metavar="ngram|FOLDER[:WEIGHTS]",

@@ -223,7 +223,8 @@ class Engine:
             verified = verify(first.logits(), first.proposed, first.rows)
         except BaseException:
             self._under_way.clear()
-            self.scheduler.fail()
+            for sequence in self.scheduler.fail():
+                self._forget(sequence)
             raise
         return self._take(first, verified)
 

@@ -87,7 +87,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     return Settings(
         options.step_tokens, options.step_sequences, options.chunk_tokens, options.longest, options.host_pages,
         options.policy, frozenset(options.end_token), tuple(options.speculate), options.tree,
-        options.tokenizer,
+        options.steps_under_way, options.tokenizer,
     )  # fmt: skip
 
 
@@ -122,6 +122,8 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--step-tokens", type=positive, default=2048, help="most tokens in a step")
     add("--step-sequences", type=positive, default=256, help="most sequences that run at once")
     add("--chunk-tokens", type=positive, help="most tokens of one prompt in a step")
+    add("--steps-under-way", type=positive, metavar="N", help="how many at once (default: one for each stage of"
+        " the plan's pipeline; where something speculates, one)")  # fmt: skip
     add("--longest", type=positive, metavar="TOKENS", help="most tokens of a sequence, prompt and answer")
     add("--host-pages", type=natural, default=0, help="pages of host memory for sequences that make room")
     add("--policy", choices=sorted(POLICIES), default="fcfs", help="who goes first")

@@ -40,6 +40,9 @@ class Settings:
     ``FOLDER`` or ``FOLDER:WEIGHTS``; the trees of several are merged."""
     tree: str = AUTO
     """Shape of their trees: ``auto``, ``off``, or how many children the nodes of each level have, ``1,1,3,1``."""
+    steps_under_way: int | None = None
+    """How many at once; None: one for each stage of the plan's pipeline, and one where something speculates, since what
+    a step accepts is where the next proposals begin."""
     tokenizer: str | None = None
     """The folder with the model's tokenizer; None: there can be no grammars. `end_tokens` must be known for them."""
 
@@ -74,7 +77,7 @@ def make_engine(
     drafting = drafting or make_drafting(
         settings.speculate, settings.tree, worker.vocab, clock, worker.device
     )
-    steps = 1 if drafting is not None else worker.stages
+    steps = settings.steps_under_way or (1 if drafting is not None else worker.stages)
     cache = KvCache(worker.pages, worker.page_size, settings.host_pages)
     policy = make_policy(settings.policy)
     scheduler = Scheduler(cache, policy, limits, clock, settings.end_tokens, steps)

@@ -51,14 +51,19 @@ def writes(text: bytes, end: bool = True) -> Rule:
     return rule
 
 
-def make_engine(rule: Rule = table, grammars: Grammars | None = None) -> Engine:
+def make_engine(rule: Rule = table, grammars: Grammars | None = None, steps: int = 1) -> Engine:
     def start(batch):
         return lambda: torch.stack([rule(batch.tokens[row], batch.positions[row]) for row in batch.wanted])
 
+    return engine_that(start, grammars, steps)
+
+
+def engine_that(start, grammars: Grammars | None = None, steps: int = 1) -> Engine:
+    """An engine that starts batches so."""
     cache = KvCache(PAGES, PAGE_SIZE, 0)
     limits, ends = Limits(LONGEST, step_tokens=4096, step_sequences=512), frozenset([END])
-    scheduler = Scheduler(cache, make_policy("fcfs"), limits, time.monotonic, ends)
-    return Engine(scheduler, cache, start, time.monotonic, end_tokens=ends, grammars=grammars)
+    scheduler = Scheduler(cache, make_policy("fcfs"), limits, time.monotonic, ends, steps)
+    return Engine(scheduler, cache, start, time.monotonic, end_tokens=ends, grammars=grammars, steps=steps)
 
 
 class FakeEngine:
