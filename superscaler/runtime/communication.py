@@ -42,6 +42,18 @@ class CommunicationError(SuperscalerError):
     """A communication failed or took longer than the timeout, mostly because another rank is gone."""
 
 
+@contextmanager
+def naming_failures(what: str, remedy: str) -> Iterator[None]:
+    """Turn a failure of torch.distributed into a `CommunicationError`: `what` failed, and torch's first line of why."""
+    try:
+        yield
+    except CommunicationError:
+        raise
+    except RuntimeError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CommunicationError(f"{what}: {reason}", remedy=remedy) from error
+
+
 class Runtime:
     """What one rank knows of the others. Every rank of the plan makes one, at the same time.
 
@@ -430,17 +442,10 @@ class Runtime:
     def _naming(self, operation: str, where: str, ranks: Sequence[int]) -> Iterator[None]:
         """Turn a failure of torch.distributed into an error that names the operation, ranks and rank."""
         self._waits.begin(operation, where, ranks)
+        what = f"{operation} over {where} (ranks {format_devices(tuple(ranks))}) failed on rank {self.rank}"
+        remedy = "look for the first error of another rank; where ranks are only slow, raise --timeout"
         try:
-            yield
-        except CommunicationError:
-            raise
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CommunicationError(
-                f"{operation} over {where} (ranks {format_devices(tuple(ranks))}) failed on rank {self.rank}"
-                f": {reason}",
-                remedy="look for the first error of another rank; where ranks are only slow, raise --timeout "
-                f"(now {self.timeout:g} seconds)",
-            ) from error
+            with naming_failures(what, f"{remedy} (now {self.timeout:g} seconds)"):
+                yield
         finally:
             self._waits.end()

@@ -1,7 +1,7 @@
 """All ranks of a build as one group: what is asked of all of them outside of their programs."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from superscaler.errors import BuildError
 from superscaler.runtime.build import Build, Output
-from superscaler.runtime.communication import CommunicationError
+from superscaler.runtime.communication import naming_failures
 from superscaler.runtime.outputs import join_pieces, local_shape
 from superscaler.runtime.pending_sends import PendingSends
 from superscaler.runtime.stored_tensor import StoredTensor
@@ -139,16 +139,11 @@ class Everyone:
                 remedy="load the same build folder on every rank, with one version of torch",
             )
 
-    @contextmanager
-    def _naming(self, what: str) -> Iterator[None]:
+    def _naming(self, what: str) -> AbstractContextManager[None]:
         """Turn a failure of torch.distributed into an error that names what was done, and the rank."""
-        try:
-            yield
-        except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CommunicationError(
-                f"{what} with all {self._build.world_size} ranks of {self._build.name} failed on rank {self._rank}: "
-                f"{reason}",
-                remedy="call the same methods on every rank, and look for the first error of another; where ranks "
-                f"are only slow, load with a larger timeout (now {self._timeout:g} seconds)",
-            ) from error
+        ranks = f"all {self._build.world_size} ranks of {self._build.name}"
+        remedy = "call the same methods on every rank, and look for the first error of another; where ranks are only"
+        return naming_failures(
+            f"{what} with {ranks} failed on rank {self._rank}",
+            f"{remedy} slow, load with a larger timeout (now {self._timeout:g} seconds)",
+        )

@@ -1,15 +1,14 @@
 """Orders: what the first rank tells the others, which hear it in order; it does not wait until they listen."""
 
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from superscaler.runtime.communication import CommunicationError
+from superscaler.runtime.communication import naming_failures
 from superscaler.runtime.pending_sends import PendingSends
 
 
@@ -68,14 +67,11 @@ class Orders:
             dist.recv(content, 0, group=self._group)
         return pickle.loads(content.numpy().tobytes())
 
-    @contextmanager
-    def _naming(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CommunicationError(
-                f"{what} failed on rank {self._rank} of {self._ranks}: {reason}",
-                remedy="look for the first error of another rank; where ranks are only slow, serve with a larger "
-                f"timeout (now {self._timeout:g} seconds)",
-            ) from error
+    def _naming(self, what: str) -> AbstractContextManager[None]:
+        remedy = (
+            "look for the first error of another rank; where ranks are only slow, serve with a larger timeout"
+        )
+        return naming_failures(
+            f"{what} failed on rank {self._rank} of {self._ranks}",
+            f"{remedy} (now {self._timeout:g} seconds)",
+        )
