@@ -96,6 +96,9 @@ def _add_server(group: Any) -> None:
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     add("--port", type=port_number, default=8000, help="(default 8000; 0: any that is free)")
     add("--served-model-name", metavar="NAME", help="in requests (default: as the model is given)")
+    add("--generation-config", choices=("auto", "none"), default="auto",
+        help="auto: how tokens are drawn where a request does not say is what the model's generation_config.json "
+        "says; none: what the OpenAI API does (default auto)")  # fmt: skip
     add("--api-key", action="append", default=[], metavar="KEY",
         help=f"which calls must bring; repeated, or in {_KEYS}, joined by commas")  # fmt: skip
     add("--api-key-file", type=Path, metavar="FILE", help="of keys, one a line")
@@ -136,6 +139,8 @@ def _check_output(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace, folder: Path) -> None:
     from superscaler.runtime.build import read_build
+    from superscaler.runtime.serving.generation import sampling_defaults
+    from superscaler.runtime.serving.sampling_params import SamplingParams
     from superscaler.runtime.serving.server.engine_process import torchrun
 
     try:
@@ -144,8 +149,10 @@ def _serve(options: argparse.Namespace, folder: Path) -> None:
     except ImportError as error:
         raise ServingError(f"HTTP needs {error.name}", remedy="pip install 'superscaler[serve]'") from error
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    build = read_build(folder)
     tokenizer, weights = tokenizer_of(options), weights_of(options)
-    ends = sorted(tokenizer.end_tokens) if tokenizer else []
+    knows_ends = build.described.get("serving", {}).get("end_tokens")
+    ends = sorted(tokenizer.end_tokens) if tokenizer and not knows_ends else []
     limits = ServerLimits(
         body_bytes=options.max_body_bytes,
         prompt_tokens=options.max_prompt_tokens,
@@ -158,13 +165,13 @@ def _serve(options: argparse.Namespace, folder: Path) -> None:
         port=options.port,
         limits=limits,
         api_keys=_api_keys(options),
+        defaults=sampling_defaults(build) if options.generation_config == "auto" else SamplingParams(),
         max_restarts=options.max_restarts,
         start_seconds=options.start_seconds,
         drain_seconds=options.drain_seconds,
     )
-    ranks = read_build(folder).world_size
     place = tokenizer and (options.tokenizer or options.model)
-    run(torchrun(folder, ranks, _engine_arguments(options, weights, place, ends)), how, tokenizer)
+    run(torchrun(folder, build.world_size, _engine_arguments(options, weights, place, ends)), how, tokenizer)
 
 
 def _engine_arguments(

@@ -86,7 +86,7 @@ def _take(engine: Engine, message: Submit | End, connection: Connection) -> None
 def _settings(options: argparse.Namespace) -> Settings:
     return Settings(
         options.step_tokens, options.step_sequences, options.chunk_tokens, options.longest, options.host_pages,
-        options.policy, frozenset(options.end_token), tuple(options.speculate), options.tree,
+        options.policy, frozenset(options.end_token) or None, tuple(options.speculate), options.tree,
         options.tokenizer,
     )  # fmt: skip
 
@@ -130,7 +130,7 @@ def parser(name: str) -> argparse.ArgumentParser:
         type=natural,
         action="append",
         default=[],
-        help="token that ends a text; may be repeated",
+        help="token that ends a text; may be repeated (default: those of the build)",
     )
     add("--tokenizer", metavar="FOLDER", help="with the model's tokenizer, which grammars of answers need")
     add(

@@ -33,15 +33,15 @@ class Settings:
     """Pages of host memory for sequences that make room; 0: these are computed again."""
     policy: str = "fcfs"
     """Who goes first."""
-    end_tokens: frozenset[int] = frozenset()
-    """Those with which the model ends a text."""
+    end_tokens: frozenset[int] | None = None
+    """Those with which the model ends a text; None: those that its build knows."""
     speculate: tuple[str, ...] = ()
     """What proposes tokens that one step checks, each ``ngram``, or a build of a small model on one device, as
     ``FOLDER`` or ``FOLDER:WEIGHTS``; the trees of several are merged."""
     tree: str = AUTO
     """Shape of their trees: ``auto``, ``off``, or how many children the nodes of each level have, ``1,1,3,1``."""
     tokenizer: str | None = None
-    """The folder with the model's tokenizer; None: there can be no grammars. `end_tokens` must be known for them."""
+    """The folder with the model's tokenizer; None: there can be no grammars."""
 
 
 def make_engine(
@@ -71,12 +71,13 @@ def make_engine(
         chunk_tokens=settings.chunk_tokens,
         preemption="swap" if settings.host_pages else "recompute",
     )
+    ends = worker.end_tokens if settings.end_tokens is None else settings.end_tokens
     cache = KvCache(worker.pages, worker.page_size, settings.host_pages)
     policy = make_policy(settings.policy)
-    scheduler = Scheduler(cache, policy, limits, clock, settings.end_tokens)
+    scheduler = Scheduler(cache, policy, limits, clock, ends)
     drafting = drafting or make_drafting(
         settings.speculate, settings.tree, worker.vocab, clock, worker.device
     )
-    ends, folder = settings.end_tokens, settings.tokenizer
+    folder = settings.tokenizer
     grammars = None if folder is None else GuidanceGrammars(folder, worker.vocab, ends)
     return Engine(scheduler, cache, run or worker.run, clock, drafting, ends, grammars, worker.vocab)

@@ -11,7 +11,7 @@ from superscaler.runtime.serving.sampling_params import SamplingParams
 from superscaler.runtime.serving.server.api_error import ApiError
 from superscaler.runtime.serving.server.engine_client import EngineClient
 from superscaler.runtime.serving.server.metrics import Metrics
-from superscaler.runtime.serving.server.openai_request import DEFAULT_COMPLETION_TOKENS, Answering
+from superscaler.runtime.serving.server.openai_request import Answering
 from superscaler.runtime.serving.server.tokenizer import Tokenizer
 from superscaler.runtime.serving.server.writing import Piece, Writer
 
@@ -55,12 +55,14 @@ def check_fits(prompt: tuple[int, ...], params: SamplingParams, vocab: int, long
         )
 
 
-def with_default_tokens(answering: Answering, prompt: tuple[int, ...], longest: int) -> Answering:
-    """For /v1/completions: a few tokens are generated where the call does not say how many."""
+def with_default_tokens(
+    answering: Answering, prompt: tuple[int, ...], longest: int, default: int | None
+) -> Answering:
+    """At most `default` tokens are generated where the call does not say how many, and no more than there is room."""
     params = answering.params
-    if params.max_tokens is not None:
+    if params.max_tokens is not None or default is None:
         return answering
-    most = max(1, params.min_tokens, min(DEFAULT_COMPLETION_TOKENS, longest - len(prompt)))
+    most = max(1, params.min_tokens, min(default, longest - len(prompt)))
     return replace(answering, params=replace(params, max_tokens=most))
 
 

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from superscaler.errors import RequestError
 from superscaler.runtime.serving.grammar.grammar import Grammar
 from superscaler.runtime.serving.grammar.guidance import check_grammar
+from superscaler.runtime.serving.sampling_params import SamplingParams
 from superscaler.runtime.serving.server.answers import (
     Answers,
     Question,
@@ -37,7 +38,13 @@ from superscaler.runtime.serving.server.event_stream import (
 )
 from superscaler.runtime.serving.server.fields import Fields, parse_body
 from superscaler.runtime.serving.server.metrics import Metrics
-from superscaler.runtime.serving.server.openai_request import Answering, Prompt, parse_chat, parse_completion
+from superscaler.runtime.serving.server.openai_request import (
+    DEFAULT_COMPLETION_TOKENS,
+    Answering,
+    Prompt,
+    parse_chat,
+    parse_completion,
+)
 from superscaler.runtime.serving.server.openai_response import ChatShape, Choice, CompletionShape, Usage
 from superscaler.runtime.serving.server.tokenizer import Tokenizer
 from superscaler.runtime.serving.server.tool_calls import are_known
@@ -78,6 +85,7 @@ class Server:
         limits: How much it takes in.
         api_keys: One of which every call of ``/v1`` must bring, if there are any.
         check_grammar: Raises a `RequestError` where the form of an answer makes no sense.
+        defaults: How tokens are drawn, and of a chat how many, where a call does not say.
     """
 
     def __init__(
@@ -89,12 +97,14 @@ class Server:
         limits: ServerLimits | None = None,
         api_keys: Sequence[str] = (),
         check_grammar: Callable[[Grammar], None] = check_grammar,
+        defaults: SamplingParams | None = None,
     ) -> None:
         self._client, self._metrics, self._model, self._tokenizer = client, metrics, model, tokenizer
         self._answers = Answers(client, metrics, tokenizer)
         self._limits = limits or ServerLimits()
         self._keys = tuple(key.encode() for key in api_keys)
         self._check_grammar = check_grammar
+        self._defaults = defaults or SamplingParams()
         self._created = int(time.time())
         self.is_draining = False
         """Whether new requests are turned away, because the server is about to end."""
@@ -146,14 +156,14 @@ class Server:
     # -- what is asked of the model
 
     async def _completions(self, request: Request) -> Response:
-        call = parse_completion(await self._fields(request))
+        call = parse_completion(await self._fields(request), self._defaults)
         self._check_can_serve(call.answering, len(call.prompts))
         await self._check_form(call.answering)
         if call.echo and self._tokenizer is None:
             raise ApiError("a model without a tokenizer cannot echo", param="echo")
         prompts = [await self._encoded(prompt) for prompt in call.prompts]
-        longest = self._client.facts.longest
-        answerings = [with_default_tokens(call.answering, prompt, longest) for prompt in prompts]
+        longest, default = self._client.facts.longest, DEFAULT_COMPLETION_TOKENS
+        answerings = [with_default_tokens(call.answering, prompt, longest, default) for prompt in prompts]
         echoes = [self._text_of(prompt) if call.echo else "" for prompt in call.prompts]
         name = f"cmpl-{uuid.uuid4().hex}"
         shape = CompletionShape(
@@ -166,7 +176,7 @@ class Server:
         return await self._respond(request, questions, call.answering, shape)
 
     async def _chat(self, request: Request) -> Response:
-        call = parse_chat(await self._fields(request))
+        call = parse_chat(await self._fields(request), self._defaults)
         self._check_can_serve(call.answering, 1)
         await self._check_form(call.answering)
         tokenizer = self._tokenizer
@@ -180,8 +190,10 @@ class Server:
         name = f"chatcmpl-{uuid.uuid4().hex}"
         reads_calls = bool(call.tools) and are_known(tokenizer.chat_template)
         shape = ChatShape(name, self._model, call.answering, self._token_text, prompt, reads_calls)
-        question = self._question(f"{name}-0", prompt, call.answering)
-        return await self._respond(request, [question], call.answering, shape)
+        longest, default = self._client.facts.longest, self._defaults.max_tokens
+        answering = with_default_tokens(call.answering, prompt, longest, default)
+        question = self._question(f"{name}-0", prompt, answering)
+        return await self._respond(request, [question], answering, shape)
 
     def _question(self, name: str, prompt: tuple[int, ...], answering: Answering) -> Question:
         facts, most = self._client.facts, self._limits.prompt_tokens

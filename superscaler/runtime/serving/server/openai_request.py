@@ -20,8 +20,9 @@ from superscaler.runtime.serving.server.fields import Fields, parse_body
 MOST_LOGPROBS = 20
 """Likeliest tokens that may be asked for."""
 DEFAULT_COMPLETION_TOKENS = 16
-"""Of /v1/completions, where the body does not say, as in the OpenAI API."""
+"""Of /v1/completions, where the body does not say, as in the OpenAI API; a model's own default is for chats."""
 _MOST_STOPS = 64
+_NO_DEFAULTS = SamplingParams()
 
 log = logging.getLogger("superscaler.serving")
 
@@ -98,8 +99,12 @@ _REFUSED: Mapping[str, Any] = dict.fromkeys([
 """What is not offered, and the value that asks for nothing."""
 
 
-def parse_completion(fields: Fields) -> CompletionCall:
+def parse_completion(fields: Fields, defaults: SamplingParams = _NO_DEFAULTS) -> CompletionCall:
     """What a body of /v1/completions says.
+
+    Args:
+        fields: Of the body.
+        defaults: How tokens are drawn where it does not say.
 
     Raises:
         RequestError: A field is wrong, or asks for what is not offered.
@@ -112,12 +117,16 @@ def parse_completion(fields: Fields) -> CompletionCall:
         raise fields.refuse("best_of", "leave it out: every continuation is returned")
     if echo and logprobs is not None:
         raise fields.refuse("logprobs", "without echo: probabilities of the prompt are not kept")
-    answering = _answering(fields, logprobs, fields.integer("max_tokens"))
+    answering = _answering(fields, logprobs, fields.integer("max_tokens"), defaults)
     return CompletionCall(answering, _prompts(fields), echo)
 
 
-def parse_chat(fields: Fields) -> ChatCall:
+def parse_chat(fields: Fields, defaults: SamplingParams = _NO_DEFAULTS) -> ChatCall:
     """What a body of /v1/chat/completions says.
+
+    Args:
+        fields: Of the body.
+        defaults: How tokens are drawn where it does not say.
 
     Raises:
         RequestError: A field is wrong, or asks for what is not offered.
@@ -129,7 +138,7 @@ def parse_chat(fields: Fields) -> ChatCall:
     most = fields.integer("max_completion_tokens", fields.integer("max_tokens"))
     options = fields.object("chat_template_kwargs")
     return ChatCall(
-        _answering(fields, (likeliest or 0) if wanted else None, most),
+        _answering(fields, (likeliest or 0) if wanted else None, most, defaults),
         _messages(fields),
         _tools(fields),
         None if options is None else options.values(),
@@ -146,7 +155,9 @@ def _check_known(fields: Fields, honoured: frozenset[str]) -> None:
         log.warning("a request has fields that are ignored: %.200s", ", ".join(unknown[:8]))
 
 
-def _answering(fields: Fields, logprobs: int | None, max_tokens: int | None) -> Answering:
+def _answering(
+    fields: Fields, logprobs: int | None, max_tokens: int | None, defaults: SamplingParams
+) -> Answering:
     name = "logprobs" if isinstance(fields.get("logprobs"), int) else "top_logprobs"
     if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
         raise fields.wrong(name, f"from 0 to {MOST_LOGPROBS}")
@@ -160,7 +171,7 @@ def _answering(fields: Fields, logprobs: int | None, max_tokens: int | None) -> 
     grammar, form_field = parse_form(fields)
     return Answering(
         fields.text("model"),
-        _params(fields, logprobs, max_tokens, grammar),
+        _params(fields, logprobs, max_tokens, grammar, defaults),
         stream,
         stream_options is not None and stream_options.flag("include_usage"),
         fields.flag("include_stop_str_in_output"),
@@ -172,17 +183,21 @@ def _answering(fields: Fields, logprobs: int | None, max_tokens: int | None) -> 
 
 
 def _params(
-    fields: Fields, logprobs: int | None, max_tokens: int | None, grammar: Grammar | None
+    fields: Fields,
+    logprobs: int | None,
+    max_tokens: int | None,
+    grammar: Grammar | None,
+    defaults: SamplingParams,
 ) -> SamplingParams:
-    temperature, top_k = fields.number("temperature", 1.0), fields.integer("top_k", 0)
+    top_k = fields.integer("top_k", defaults.top_k)
     return SamplingParams(
-        temperature=temperature,
+        temperature=fields.number("temperature", defaults.temperature),
         top_k=0 if top_k == -1 else top_k,  # vLLM's word for all
-        top_p=fields.number("top_p", 1.0),
-        min_p=fields.number("min_p", 0.0),
+        top_p=fields.number("top_p", defaults.top_p),
+        min_p=fields.number("min_p", defaults.min_p),
         presence_penalty=fields.number("presence_penalty", 0.0),
         frequency_penalty=fields.number("frequency_penalty", 0.0),
-        repetition_penalty=fields.number("repetition_penalty", 1.0),
+        repetition_penalty=fields.number("repetition_penalty", defaults.repetition_penalty),
         logit_bias=_logit_bias(fields),
         seed=fields.integer("seed"),
         n=fields.integer("n", 1),

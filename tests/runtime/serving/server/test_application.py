@@ -6,6 +6,7 @@ import functools
 import openai
 import pytest
 
+from superscaler.runtime.serving.sampling_params import SamplingParams
 from superscaler.runtime.serving.server.application import ServerLimits
 from tests.runtime.serving.server.fake_engine import writes
 from tests.runtime.serving.server.served import byte_tokenizer, served
@@ -171,6 +172,39 @@ async def test_conversations_go_through_the_template():
         chunks = await streamed(ask(stream=True))
         assert chunks[0].choices[0].delta.role == "assistant"
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == plain.choices[0].text
+
+
+@in_loop
+async def test_what_a_call_does_not_say_is_as_the_model_has_it():
+    said = {
+        "temperature": 0.7,
+        "extra_body": {"top_k": 4, "min_p": 0.1, "repetition_penalty": 1.3},
+        "top_p": 0.9,
+    }
+    defaults = {"temperature": 0.7, "top_k": 4, "min_p": 0.1, "repetition_penalty": 1.3, "top_p": 0.9}
+    ask = {"model": MODEL, "prompt": "go", "max_tokens": 60, "seed": 8}
+    async with served() as here:
+        plain = (await here.openai.completions.create(**ask)).choices[0].text
+        expected = (await here.openai.completions.create(**ask, **said)).choices[0].text
+    async with served(defaults=SamplingParams(**defaults)) as here:
+        assert (await here.openai.completions.create(**ask)).choices[0].text == expected != plain
+        usual = {"temperature": 1, "top_p": 1}
+        usual["extra_body"] = {"top_k": 0, "min_p": 0, "repetition_penalty": 1}
+        assert (await here.openai.completions.create(**ask, **usual)).choices[0].text == plain
+
+
+@in_loop
+async def test_a_chat_gets_the_models_own_number_of_tokens_as_far_as_there_is_room():
+    async with served(defaults=SamplingParams(max_tokens=33)) as here:
+        chat = functools.partial(
+            here.openai.chat.completions.create, model=MODEL, messages=[{"role": "user", "content": "a"}]
+        )
+        assert (await chat()).usage.completion_tokens == 33
+        assert (await chat(max_completion_tokens=40)).usage.completion_tokens == 40
+        long = await chat(messages=[{"role": "user", "content": "a" * 470}])
+        assert long.usage.total_tokens == 512
+        completion = await here.openai.completions.create(model=MODEL, prompt="a")
+        assert completion.usage.completion_tokens == 16  # which the OpenAI API prescribes
 
 
 @in_loop
