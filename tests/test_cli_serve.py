@@ -150,6 +150,20 @@ def test_an_answer_is_parsed_as_the_model_that_was_asked_for(server):
 
 @pytest.mark.ranks
 @pytest.mark.slow
+def test_a_call_is_forced_of_a_model_that_has_learned_none(server):
+    _, _, client = server
+    for seed in range(4):
+        answer = client.chat.completions.parse(
+            model="tiny", messages=[{"role": "user", "content": PROMPT}], seed=seed, max_tokens=200,
+            tools=[openai.pydantic_function_tool(Answer)], tool_choice="required", temperature=2.0,
+        )  # fmt: skip
+        assert answer.choices[0].finish_reason == "tool_calls"
+        [call] = answer.choices[0].message.tool_calls
+        assert isinstance(call.function.parsed_arguments, Answer)
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
 def test_a_form_is_held_to_when_a_rank_is_killed_amid_the_answer(server):
     process, _, client = server
     form = "[a-z]{80}(-[0-9]{3}){10}"

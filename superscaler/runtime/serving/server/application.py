@@ -185,11 +185,13 @@ class Server:
                 "a model without a tokenizer does not chat", remedy="send token ids to /v1/completions"
             )
         prompt = await asyncio.to_thread(
-            tokenizer.chat, call.messages, call.tools or None, call.template_options
+            tokenizer.chat, call.messages, call.tools.offered or None, call.template_options
         )
         name = f"chatcmpl-{uuid.uuid4().hex}"
-        reads_calls = bool(call.tools) and are_known(tokenizer.chat_template)
-        shape = ChatShape(name, self._model, call.answering, self._token_text, prompt, reads_calls)
+        tools = call.tools
+        reads_calls = tools.form is not None or (bool(tools.offered) and are_known(tokenizer.chat_template))
+        ending = "stop" if tools.is_named else "tool_calls"
+        shape = ChatShape(name, self._model, call.answering, self._token_text, prompt, reads_calls, ending)
         longest, default = self._client.facts.longest, self._defaults.max_tokens
         answering = with_default_tokens(call.answering, prompt, longest, default)
         question = self._question(f"{name}-0", prompt, answering)

@@ -16,13 +16,14 @@ from superscaler.runtime.serving.server import answer_form
 from superscaler.runtime.serving.server.answer_form import parse_form
 from superscaler.runtime.serving.server.api_error import ApiError
 from superscaler.runtime.serving.server.fields import Fields, parse_body
+from superscaler.runtime.serving.server.tool_choice import Tools, parse_tools
 
 MOST_LOGPROBS = 20
 """Likeliest tokens that may be asked for."""
 DEFAULT_COMPLETION_TOKENS = 16
 """Of /v1/completions, where the body does not say, as in the OpenAI API; a model's own default is for chats."""
 _MOST_STOPS = 64
-_NO_DEFAULTS = SamplingParams()
+_NO_DEFAULTS, _NO_TOOLS = SamplingParams(), Tools()
 
 log = logging.getLogger("superscaler.serving")
 
@@ -64,7 +65,7 @@ class ChatCall:
 
     answering: Answering
     messages: tuple[Mapping[str, Any], ...]
-    tools: tuple[Mapping[str, Any], ...] = ()
+    tools: Tools = _NO_TOOLS
     template_options: Mapping[str, Any] | None = None
     """Further variables of the chat template."""
 
@@ -136,11 +137,11 @@ def parse_chat(fields: Fields, defaults: SamplingParams = _NO_DEFAULTS) -> ChatC
     if likeliest is not None and not wanted:
         raise fields.wrong("top_logprobs", "absent without logprobs: true")
     most = fields.integer("max_completion_tokens", fields.integer("max_tokens"))
-    options = fields.object("chat_template_kwargs")
+    options, tools = fields.object("chat_template_kwargs"), parse_tools(fields)
     return ChatCall(
-        _answering(fields, (likeliest or 0) if wanted else None, most, defaults),
+        _answering(fields, (likeliest or 0) if wanted else None, most, defaults, tools.form),
         _messages(fields),
-        _tools(fields),
+        tools,
         None if options is None else options.values(),
     )
 
@@ -156,7 +157,11 @@ def _check_known(fields: Fields, honoured: frozenset[str]) -> None:
 
 
 def _answering(
-    fields: Fields, logprobs: int | None, max_tokens: int | None, defaults: SamplingParams
+    fields: Fields,
+    logprobs: int | None,
+    max_tokens: int | None,
+    defaults: SamplingParams,
+    call: Grammar | None = None,
 ) -> Answering:
     name = "logprobs" if isinstance(fields.get("logprobs"), int) else "top_logprobs"
     if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
@@ -168,7 +173,7 @@ def _answering(
         for name in sorted(stream_options.names - {"include_usage", "include_obfuscation"}):
             if stream_options.get(name) is not False:
                 raise stream_options.refuse(name, "leave it out")
-    grammar, form_field = parse_form(fields)
+    grammar, form_field = parse_form(fields, call)
     return Answering(
         fields.text("model"),
         _params(fields, logprobs, max_tokens, grammar, defaults),
@@ -292,16 +297,3 @@ def _called(found: Any, path: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         arguments = parse_body(arguments.encode("utf-8", "surrogatepass")).values()
     return found | {"function": function | {"arguments": arguments}}
-
-
-def _tools(fields: Fields) -> tuple[Mapping[str, Any], ...]:
-    tools, choice = fields.list("tools"), fields.get("tool_choice", "auto")
-    for place, tool in enumerate(tools):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise ApiError(f"tools[{place}] is no function with a name", param=f"tools[{place}]")
-    if choice not in ("auto", "none"):
-        raise fields.refuse("tool_choice", "auto or none: a model cannot be forced to call a tool")
-    if fields.flag("parallel_tool_calls", True) is False:
-        raise fields.refuse("parallel_tool_calls", "leave it out: a model may call several tools at once")
-    return () if choice == "none" else tuple(tools)
