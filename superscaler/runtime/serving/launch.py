@@ -47,8 +47,9 @@ def _serve(folder: Path, options: argparse.Namespace) -> None:
     else:
         leader = Leader(worker, everyone)
         with _connection(options.connect) as connection:
-            engine = make_engine(worker, _settings(options), leader.run)
-            connection.send(_ready(program.build, worker))
+            settings = _settings(options)
+            engine = make_engine(worker, settings, leader.run)
+            connection.send(_ready(program.build, worker, settings))
             _lead(engine, leader, connection, options.timeout / 3)
         leader.end()
     program.close()
@@ -80,7 +81,7 @@ def _take(engine: Engine, message: Submit | End, connection: Connection) -> None
     try:
         engine.add(message.request)
     except RequestError as error:
-        connection.send(Refused(message.request.id, str(error)))
+        connection.send(Refused(message.request.id, str(error), error.param))
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -102,8 +103,9 @@ def _connection(address: str) -> Connection:
     return Client(address, authkey=bytes.fromhex(key))
 
 
-def _ready(build: Build, worker: Worker) -> Ready:
-    return Ready(worker.vocab, worker.longest, worker.pages, worker.page_size, build.plan, build.world_size)
+def _ready(build: Build, worker: Worker, settings: Settings) -> Ready:
+    longest = min(worker.longest, settings.longest or worker.longest)
+    return Ready(worker.vocab, longest, worker.pages, worker.page_size, build.plan, build.world_size)
 
 
 def parser(name: str) -> argparse.ArgumentParser:

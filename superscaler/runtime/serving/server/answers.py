@@ -43,9 +43,14 @@ def check_fits(prompt: tuple[int, ...], params: SamplingParams, vocab: int, long
     """
     if not prompt:
         raise ApiError("the prompt has no tokens", param="prompt")
-    strange = [token for token in (*prompt, *params.logit_bias, *params.stop_token_ids) if token >= vocab]
-    if strange:
-        raise ApiError(f"there is no token {strange[0]}", remedy=f"the model has {vocab}, counted from 0")
+    given = {"prompt": prompt, "logit_bias": params.logit_bias, "stop_token_ids": params.stop_token_ids}
+    for name, tokens in given.items():
+        if strange := [token for token in tokens if token >= vocab]:
+            raise ApiError(
+                f"there is no token {strange[0]}",
+                param=name,
+                remedy=f"the model has {vocab}, counted from 0",
+            )
     most = params.max_tokens or 1
     if len(prompt) + most > longest:
         raise ApiError(
@@ -56,13 +61,20 @@ def check_fits(prompt: tuple[int, ...], params: SamplingParams, vocab: int, long
 
 
 def with_default_tokens(
-    answering: Answering, prompt: tuple[int, ...], longest: int, default: int | None
+    answering: Answering, prompt: tuple[int, ...], room: int, default: int | None
 ) -> Answering:
-    """At most `default` tokens are generated where the call does not say how many, and no more than there is room."""
+    """At most `default` tokens are generated where the call does not say how many.
+
+    Args:
+        answering: How it wants to be answered.
+        prompt: Its tokens.
+        room: Most tokens of a sequence, prompt and answer.
+        default: None: as many as there is room for.
+    """
     params = answering.params
     if params.max_tokens is not None or default is None:
         return answering
-    most = max(1, params.min_tokens, min(default, longest - len(prompt)))
+    most = max(1, params.min_tokens, min(default, room - len(prompt)))
     return replace(answering, params=replace(params, max_tokens=most))
 
 

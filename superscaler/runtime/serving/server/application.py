@@ -162,8 +162,8 @@ class Server:
         if call.echo and self._tokenizer is None:
             raise ApiError("a model without a tokenizer cannot echo", param="echo")
         prompts = [await self._encoded(prompt) for prompt in call.prompts]
-        longest, default = self._client.facts.longest, DEFAULT_COMPLETION_TOKENS
-        answerings = [with_default_tokens(call.answering, prompt, longest, default) for prompt in prompts]
+        room, default = self._client.facts.room, DEFAULT_COMPLETION_TOKENS
+        answerings = [with_default_tokens(call.answering, prompt, room, default) for prompt in prompts]
         echoes = [self._text_of(prompt) if call.echo else "" for prompt in call.prompts]
         name = f"cmpl-{uuid.uuid4().hex}"
         shape = CompletionShape(
@@ -192,8 +192,8 @@ class Server:
         reads_calls = tools.form is not None or (bool(tools.offered) and are_known(tokenizer.chat_template))
         ending = "stop" if tools.is_named else "tool_calls"
         shape = ChatShape(name, self._model, call.answering, self._token_text, prompt, reads_calls, ending)
-        longest, default = self._client.facts.longest, self._defaults.max_tokens
-        answering = with_default_tokens(call.answering, prompt, longest, default)
+        room, default = self._client.facts.room, self._defaults.max_tokens
+        answering = with_default_tokens(call.answering, prompt, room, default)
         question = self._question(f"{name}-0", prompt, answering)
         return await self._respond(request, [question], answering, shape)
 

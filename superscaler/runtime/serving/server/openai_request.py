@@ -136,7 +136,10 @@ def parse_chat(fields: Fields, defaults: SamplingParams = _NO_DEFAULTS) -> ChatC
     wanted, likeliest = fields.flag("logprobs"), fields.integer("top_logprobs")
     if likeliest is not None and not wanted:
         raise fields.wrong("top_logprobs", "absent without logprobs: true")
-    most = fields.integer("max_completion_tokens", fields.integer("max_tokens"))
+    most_name = "max_completion_tokens" if "max_completion_tokens" in fields.names else "max_tokens"
+    most = fields.integer(most_name)
+    if most is not None and most < 1:
+        raise fields.wrong(most_name, "at least 1")
     options, tools = fields.object("chat_template_kwargs"), parse_tools(fields)
     return ChatCall(
         _answering(fields, (likeliest or 0) if wanted else None, most, defaults, tools.form),

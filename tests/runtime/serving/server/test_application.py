@@ -238,13 +238,13 @@ async def test_tool_calls_are_taken_out_of_the_text():
 REFUSED = {
     "no prompt": ({"prompt": None}, "prompt"),
     "empty prompt": ({"prompt": ""}, "prompt"),
-    "a prompt of what is no token": ({"prompt": [1, 5000]}, None),
+    "a prompt of what is no token": ({"prompt": [1, 5000]}, "prompt"),
     "a negative token": ({"prompt": [-1]}, "prompt"),
     "mixed prompts": ({"prompt": ["a", 1]}, "prompt"),
-    "temperature below 0": ({"temperature": -1}, None),
+    "temperature below 0": ({"temperature": -1}, "temperature"),
     "a temperature that is a text": ({"temperature": "hot"}, "temperature"),
     "a truth value for a number": ({"max_tokens": True}, "max_tokens"),
-    "no tokens": ({"max_tokens": 0}, None),
+    "no tokens": ({"max_tokens": 0}, "max_tokens"),
     "too many tokens": ({"max_tokens": 600}, None),
     "suffix": ({"suffix": "end"}, "suffix"),
     "best_of": ({"best_of": 3}, "best_of"),
@@ -252,9 +252,22 @@ REFUSED = {
     "too many logprobs": ({"logprobs": 21}, "logprobs"),
     "stream options without a stream": ({"stream_options": {"include_usage": True}}, "stream_options"),
     "a stop that is a number": ({"stop": 5}, "stop"),
-    "an empty stop": ({"stop": ""}, None),
+    "an empty stop": ({"stop": ""}, "stop"),
     "a bias for no token": ({"logit_bias": {"a": 1}}, "logit_bias"),
-    "more sequences than run at once": ({"n": 1000}, None),
+    "a bias for a token that is not there": ({"logit_bias": {"5000": 1}}, "logit_bias"),
+    "a bias out of range": ({"logit_bias": {"1": 101}}, "logit_bias"),
+    "a stop token that is not there": ({"stop_token_ids": [5000]}, "stop_token_ids"),
+    "more sequences than any engine runs": ({"n": 2000}, "n"),
+    "more sequences than run at once": ({"n": 1000}, "n"),
+    "several of what would be the same": ({"n": 2, "temperature": 0}, "n"),
+    "top_p of nothing": ({"top_p": 0}, "top_p"),
+    "top_p above 1": ({"top_p": 1.1}, "top_p"),
+    "top_k below -1": ({"top_k": -2}, "top_k"),
+    "min_p above 1": ({"min_p": 2}, "min_p"),
+    "a penalty out of range": ({"presence_penalty": 3}, "presence_penalty"),
+    "another one": ({"frequency_penalty": -3}, "frequency_penalty"),
+    "no penalty at all": ({"repetition_penalty": 0}, "repetition_penalty"),
+    "more tokens at least than at most": ({"min_tokens": 5}, "min_tokens"),
 }
 
 
@@ -272,6 +285,17 @@ async def test_what_cannot_be_done_is_refused_and_the_field_named(stream):
             assert caught.value.param == param, name
             assert caught.value.body["message"], name
         await here.idle()
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+@in_loop
+async def test_the_field_is_named_as_the_call_names_it(name):
+    async with served() as here:
+        with pytest.raises(openai.BadRequestError, match=f"{name} is 0") as caught:
+            await here.openai.chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": "a"}], **{name: 0}
+            )
+        assert caught.value.param == name
 
 
 @in_loop
