@@ -47,6 +47,7 @@ from superscaler.runtime.serving.server.openai_request import (
 )
 from superscaler.runtime.serving.server.openai_response import ChatShape, Choice, CompletionShape, Usage
 from superscaler.runtime.serving.server.tokenizer import Tokenizer
+from superscaler.runtime.serving.server.tokenizing import detokenized, tokenized
 from superscaler.runtime.serving.server.tool_calls import are_known
 
 _RETRY_SECONDS = 5
@@ -83,7 +84,7 @@ class Server:
         model: The name under which the model is served.
         tokenizer: None: prompts are token ids, and so are answers.
         limits: How much it takes in.
-        api_keys: One of which every call of ``/v1`` must bring, if there are any.
+        api_keys: One of which every call that concerns the model must bring, if there are any.
         check_grammar: Raises a `RequestError` where the form of an answer makes no sense.
         defaults: How tokens are drawn, and of a chat how many, where a call does not say.
     """
@@ -116,7 +117,10 @@ class Server:
             Route("/v1/chat/completions", self._api(self._chat), methods=["POST"]),
             Route("/v1/models", self._api(self._models), methods=["GET"]),
             Route("/v1/models/{name:path}", self._api(self._one_model), methods=["GET"]),
+            Route("/tokenize", self._api(self._tokenize), methods=["POST"]),
+            Route("/detokenize", self._api(self._detokenize), methods=["POST"]),
             Route("/health", self._health, methods=["GET"]),
+            Route("/ping", self._health, methods=["GET", "POST"]),  # so SageMaker asks
             Route("/version", self._version, methods=["GET"]),
             Route("/metrics", self._scrape, methods=["GET"]),
         ]
@@ -149,9 +153,23 @@ class Server:
             "object": "model",
             "created": self._created,
             "owned_by": "superscaler",
+            "root": self._model,
+            "parent": None,
             "max_model_len": self._client.facts.longest,
             "vocab_size": self._client.facts.vocab,
         }
+
+    async def _tokenize(self, request: Request) -> Response:
+        fields = await self._fields(request)
+        self._check_model(fields.text("model"))
+        tokenizer, longest = self._known_tokenizer(), self._client.facts.longest
+        return JSONResponse(await asyncio.to_thread(tokenized, fields, tokenizer, longest))
+
+    async def _detokenize(self, request: Request) -> Response:
+        fields = await self._fields(request)
+        self._check_model(fields.text("model"))
+        tokenizer, vocab = self._known_tokenizer(), self._client.facts.vocab
+        return JSONResponse(await asyncio.to_thread(detokenized, fields, tokenizer, vocab))
 
     # -- what is asked of the model
 
@@ -288,7 +306,7 @@ class Server:
             )  # fmt: skip
 
     def _api(self, handler: Handler) -> Handler:
-        """A handler with what all of ``/v1`` have in common: keys, the end of the server, the form of errors."""
+        """A handler with what all that concern the model have in common: keys, the server's end, the form of errors."""
 
         async def handle(request: Request) -> Response:
             try:
@@ -331,6 +349,11 @@ class Server:
         )
 
     # -- text
+
+    def _known_tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise ApiError("a model without a tokenizer knows no texts", remedy="serve it with --tokenizer")
+        return self._tokenizer
 
     async def _encoded(self, prompt: Prompt) -> tuple[int, ...]:
         if not isinstance(prompt, str):

@@ -143,7 +143,7 @@ def parse_chat(fields: Fields, defaults: SamplingParams = _NO_DEFAULTS) -> ChatC
     options, tools = fields.object("chat_template_kwargs"), parse_tools(fields)
     return ChatCall(
         _answering(fields, (likeliest or 0) if wanted else None, most, defaults, tools.form),
-        _messages(fields),
+        parse_messages(fields),
         tools,
         None if options is None else options.values(),
     )
@@ -212,7 +212,7 @@ def _params(
         max_tokens=max_tokens,
         min_tokens=fields.integer("min_tokens", 0),
         stop=_stops(fields),
-        stop_token_ids=frozenset(_token_ids(fields, "stop_token_ids", fields.list("stop_token_ids"))),
+        stop_token_ids=frozenset(parse_token_ids(fields, "stop_token_ids", fields.list("stop_token_ids"))),
         ignore_eos=fields.flag("ignore_eos"),
         logprobs=logprobs,
         grammar=grammar,
@@ -238,7 +238,12 @@ def _stops(fields: Fields) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _token_ids(fields: Fields, name: str, found: Any) -> tuple[int, ...]:
+def parse_token_ids(fields: Fields, name: str, found: Any) -> tuple[int, ...]:
+    """What was found of a field that holds token ids.
+
+    Raises:
+        ApiError: It is no list of them.
+    """
     if not isinstance(found, list) or not all(type(token) is int and token >= 0 for token in found):
         raise fields.wrong(name, "a list of token ids")
     return tuple(found)
@@ -252,16 +257,21 @@ def _prompts(fields: Fields) -> tuple[Prompt, ...]:
     if not isinstance(found, list) or not found:
         raise fields.wrong("prompt", "a text, token ids, or a list of such")
     if type(found[0]) is int:
-        return (_token_ids(fields, "prompt", found),)
+        return (parse_token_ids(fields, "prompt", found),)
     return tuple(
-        prompt if isinstance(prompt, str) else _token_ids(fields, "prompt", prompt) for prompt in found
+        prompt if isinstance(prompt, str) else parse_token_ids(fields, "prompt", prompt) for prompt in found
     )
 
 
 # -- conversations
 
 
-def _messages(fields: Fields) -> tuple[Mapping[str, Any], ...]:
+def parse_messages(fields: Fields) -> tuple[Mapping[str, Any], ...]:
+    """The messages of a conversation, each with one text.
+
+    Raises:
+        ApiError: There are none, or one is no message.
+    """
     found = fields.list("messages")
     if not found:
         raise fields.wrong("messages", "a list of messages, at least one")
