@@ -18,6 +18,7 @@ from superscaler.cli.language_model import (
 )
 from superscaler.cli.terminal import positive
 from superscaler.errors import BuildError, ServingError
+from superscaler.runtime.serving.engine_options import add_engine_options, engine_words
 
 _SUMMARY = "compile a model for serving, and answer HTTP requests as the OpenAI API has them"
 _EPILOG = """\
@@ -29,17 +30,6 @@ examples:
   superscaler serve ~/qwen --speculate build/draft --speculate ngram
 """
 _KEYS = "SUPERSCALER_API_KEYS"
-_ENGINE_OPTIONS = [
-    "seed",
-    "timeout",
-    "threads",
-    "step_tokens",
-    "step_sequences",
-    "chunk_tokens",
-    "host_pages",
-    "policy",
-    "tree",
-]  # those that are the engine's own, and are handed on where they are given
 
 
 def add_command(commands: Any) -> None:
@@ -64,20 +54,8 @@ def add_command(commands: Any) -> None:
 
 
 def _add_engine(group: Any) -> None:
+    add_engine_options(group)
     add = group.add_argument
-    add("--seed", type=int, help="of the initialisation, without weights")
-    add("--timeout", type=float, metavar="SECONDS", help="longest wait of a rank for another (default 300)")
-    add("--threads", type=positive, help="CPU threads per rank (default: torch's)")
-    add("--step-tokens", type=positive, metavar="N", help="most tokens in a step (default 2048)")
-    add("--step-sequences", type=positive, metavar="N", help="most sequences at once (default 256)")
-    add("--chunk-tokens", type=positive, metavar="N", help="most tokens of one prompt in a step")
-    add("--host-pages", type=int, metavar="N", help="pages of host memory for sequences that make room")
-    add("--policy", help="who goes first (default fcfs)")
-    add("--speculate", action="append", default=[], metavar="ngram|FOLDER[:WEIGHTS]",
-        help="what proposes tokens that one step checks: what followed earlier in the text, or a small model's build, "
-        "as `superscaler distill` makes it; repeated, their proposals are merged")  # fmt: skip
-    add("--tree", metavar="auto|off|K,K,...",
-        help="shape of proposals: as it pays, or children of the nodes of each level (default auto)")  # fmt: skip
     add("--torch-compile", action="store_true", help="let what layers compute go through torch.compile")
     add("--max-restarts", type=int, default=3, metavar="N", help="new engines after deaths (default 3)")
     add("--start-seconds", type=float, default=600.0, metavar="S", help="until it is ready (default 600)")
@@ -115,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
     """Compile and serve; `options.arguments` are for the engine's script."""
     from tempfile import TemporaryDirectory
 
-    check_engine_arguments([*_engine_options(options), *options.arguments])
+    check_engine_arguments([*engine_words(options), *options.arguments])
     source = Path(options.model)
     with ExitStack() as stack:
         if is_build(source):
@@ -182,14 +160,7 @@ def _engine_arguments(
     arguments += ["--compile"] if options.torch_compile else []
     for token in ends:
         arguments += ["--end-token", str(token)]
-    return [*arguments, *_engine_options(options), *options.arguments]
-
-
-def _engine_options(options: argparse.Namespace) -> list[str]:
-    """Those of the engine that were given, as its script takes them."""
-    given = [(name, getattr(options, name)) for name in _ENGINE_OPTIONS]
-    speculators = [f"--speculate={speculator}" for speculator in options.speculate]
-    return speculators + [f"--{name.replace('_', '-')}={value}" for name, value in given if value is not None]
+    return [*arguments, *engine_words(options), *options.arguments]
 
 
 def _api_keys(options: argparse.Namespace) -> tuple[str, ...]:

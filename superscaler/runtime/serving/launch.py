@@ -13,14 +13,15 @@ from superscaler.errors import BuildError, RequestError
 from superscaler.runtime.build import Build
 from superscaler.runtime.everyone import Everyone
 from superscaler.runtime.loaded import load
+from superscaler.runtime.option_values import natural, positive
 from superscaler.runtime.ranks import relative
 from superscaler.runtime.serving.engine import Engine
+from superscaler.runtime.serving.engine_options import add_engine_options
 from superscaler.runtime.serving.link import KEY, End, Progress, Ready, Refused, Stop, Submit, ToEngine
-from superscaler.runtime.serving.policies import POLICIES
 from superscaler.runtime.serving.ranks import Leader, follow
 from superscaler.runtime.serving.settings import Settings, make_engine
 from superscaler.runtime.serving.worker import Worker
-from superscaler.runtime.session import natural, positive, reporting_failures
+from superscaler.runtime.session import reporting_failures
 
 
 def main(file: str, arguments: Sequence[str] | None = None) -> None:
@@ -116,17 +117,9 @@ def parser(name: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--connect", required=True, metavar="SOCKET", help="where the server takes the engine's connection")
     add("--weights", metavar="PATH", help="safetensors file or folder (default: that of the build)")
-    add("--seed", type=int, default=0, help="of the initialisation, without weights")
-    add("--timeout", type=float, default=300.0, metavar="SECONDS", help="longest wait for another rank")
     add("--compile", action="store_true", help="let what layers compute go through torch.compile")
     add("--allow-edited", action="store_true", help="run although stage files were edited after compiling")
-    add("--threads", type=positive, help="CPU threads per process (default: torch's)")
-    add("--step-tokens", type=positive, default=2048, help="most tokens in a step")
-    add("--step-sequences", type=positive, default=256, help="most sequences that run at once")
-    add("--chunk-tokens", type=positive, help="most tokens of one prompt in a step")
     add("--longest", type=positive, metavar="TOKENS", help="most tokens of a sequence, prompt and answer")
-    add("--host-pages", type=natural, default=0, help="pages of host memory for sequences that make room")
-    add("--policy", choices=sorted(POLICIES), default="fcfs", help="who goes first")
     add(
         "--end-token",
         type=natural,
@@ -135,13 +128,5 @@ def parser(name: str) -> argparse.ArgumentParser:
         help="token that ends a text; may be repeated (default: those of the build)",
     )
     add("--tokenizer", metavar="FOLDER", help="with the model's tokenizer, which grammars of answers need")
-    add(
-        "--speculate", action="append", default=[], metavar="ngram|FOLDER[:WEIGHTS]",
-        help="propose tokens that one step checks: what followed earlier in the text, or what a small model says, a "
-        "build for serving on one device; may be repeated",
-    )  # fmt: skip
-    add(
-        "--tree", default="auto", metavar="auto|off|K,K,...",
-        help="shape of the proposals: as it pays, or how many children the nodes of each level have (default auto)",
-    )  # fmt: skip
+    add_engine_options(parser)
     return parser
