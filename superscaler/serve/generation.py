@@ -27,7 +27,8 @@ def generation_facts(model: torch.nn.Module, vocab: int) -> dict[str, Any]:
     if not is_of_transformers(model):
         return {"end_tokens": [], "sampling": {}}
     config: Any = model.config
-    said: dict[str, Any] = model.generation_config.to_diff_dict()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    generation: Any = getattr(model, "generation_config", None)
+    said: dict[str, Any] = {} if generation is None else generation.to_diff_dict()
     ends = said.get("eos_token_id")
     if ends is None:
         ends = getattr(config.get_text_config(), "eos_token_id", None)
