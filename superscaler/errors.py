@@ -64,4 +64,16 @@ class ServingError(SuperscalerError):
 
 
 class RequestError(ServingError):
-    """A request is malformed, or could never be served here; the engine goes on."""
+    """A request is malformed, or could never be served here; the engine goes on.
+
+    Args:
+        what: What is wrong.
+        where: The user's source line, where one is known.
+        remedy: What the user can do about it.
+        param: The name of the one value that is wrong, where it is one.
+    """
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "", param: str | None = None) -> None:
+        """Keep the name."""
+        self.param = param
+        super().__init__(what, where=where, remedy=remedy)

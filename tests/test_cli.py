@@ -160,7 +160,7 @@ MISTAKES = [
     (["show", "{dir}/no_inputs.py:tiny"], "does not define example_inputs(name, batch)"),
     (["show", "{dir}/syntax.py:tiny"], "syntax.py:1"),
     (["show", "{dir}/import_error.py:tiny"], "import_error.py:2"),
-    (["show", "{dir}"], "is not a build folder"),
+    (["show", "{dir}"], "is no build folder: it has no plan.json"),
     (["check", TINY, "--plan", "pp=2"], "'pp=2' needs 2 devices"),
     (["show", TINY, "--inference", "--dynamic", "tokens"], "--dynamic 'tokens' is not INPUT=DIMS"),
     (["show", TINY, "--dynamic", "tokens=batch"], "sizes that vary are for inference"),
@@ -181,6 +181,17 @@ def test_a_mistake_is_told_on_stderr_without_a_traceback(capsys, tmp_path, argum
     assert "remedy: " in err
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", [[], ["--json"], ["--html"], ["--graph"], ["--communication"]])
+def test_a_folder_of_something_else_is_not_shown_whatever_is_asked(capsys, tmp_path, option):
+    for name in ("plan.txt", "report.json", "config.json"):
+        (tmp_path / name).write_text("{}")
+    before = sorted(tmp_path.iterdir())
+    code, out, err = run(capsys, "show", str(tmp_path), *option)
+    assert (code, out) == (1, "")
+    assert f"{tmp_path} is no build folder: it has no plan.json" in err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_script_that_is_not_there_says_which_there_are(tmp_path):

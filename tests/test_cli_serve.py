@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,9 @@ import transformers
 
 from benchmarks.served import ranks_below
 from superscaler import cli
+from superscaler.runtime.serving.offline import load_engine
+from superscaler.runtime.serving.sampling_params import SamplingParams
+from superscaler.runtime.serving.server import serving_process
 from tests.pretrained import write_llama
 
 ROOT = Path(__file__).parents[1]
@@ -146,6 +150,20 @@ def test_an_answer_is_parsed_as_the_model_that_was_asked_for(server):
 
 @pytest.mark.ranks
 @pytest.mark.slow
+def test_a_call_is_forced_of_a_model_that_has_learned_none(server):
+    _, _, client = server
+    for seed in range(4):
+        answer = client.chat.completions.parse(
+            model="tiny", messages=[{"role": "user", "content": PROMPT}], seed=seed, max_tokens=200,
+            tools=[openai.pydantic_function_tool(Answer)], tool_choice="required", temperature=2.0,
+        )  # fmt: skip
+        assert answer.choices[0].finish_reason == "tool_calls"
+        [call] = answer.choices[0].message.tool_calls
+        assert isinstance(call.function.parsed_arguments, Answer)
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
 def test_a_form_is_held_to_when_a_rank_is_killed_amid_the_answer(server):
     process, _, client = server
     form = "[a-z]{80}(-[0-9]{3}){10}"
@@ -221,6 +239,37 @@ def test_an_engine_that_cannot_be_made_is_never_served(capsys, monkeypatch):
     assert "there is no folder nowhere to speculate with\n" in err[err.index("superscaler: error:") :]
     assert "ended before it was ready" in err
     assert "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """Of a model's folder that is no longer there, with its own ways of generating."""
+    home = tmp_path_factory.mktemp("built")
+    write_llama(home / "llama", TEMPLATE)
+    said = {"temperature": 0.25, "top_k": 7, "max_new_tokens": 9, "eos_token_id": [1, 5]}
+    (home / "llama" / "generation_config.json").write_text(json.dumps(said))
+    assert cli.main(["serve", str(home / "llama"), "-o", str(home / "build"), "--compile-only"]) == 0
+    shutil.rmtree(home / "llama")
+    return home / "build"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], SamplingParams(temperature=0.25, top_k=7, max_tokens=9)),
+        (["--generation-config", "auto"], SamplingParams(temperature=0.25, top_k=7, max_tokens=9)),
+        (["--generation-config", "none"], SamplingParams()),
+    ],
+)
+def test_a_build_is_served_with_the_ways_of_its_model(build, arguments, expected, monkeypatch):
+    found = {}
+    monkeypatch.setattr(
+        serving_process, "run", lambda command, how, tokenizer: found.update(how=how, command=command("at"))
+    )
+    assert cli.main(["serve", str(build), *arguments]) == 0
+    assert found["how"].defaults == expected
+    assert "--end-token" not in found["command"]  # the engine finds them in the build
+    assert load_engine(build)._end_tokens == {1, 5}
 
 
 def test_a_build_is_kept_and_told_how_to_be_served(tmp_path, capsys):

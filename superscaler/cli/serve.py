@@ -18,6 +18,7 @@ from superscaler.cli.language_model import (
 )
 from superscaler.cli.terminal import positive
 from superscaler.errors import BuildError, ServingError
+from superscaler.runtime.serving.engine_options import add_engine_options, engine_words
 
 _SUMMARY = "compile a model for serving, and answer HTTP requests as the OpenAI API has them"
 _EPILOG = """\
@@ -29,18 +30,6 @@ examples:
   superscaler serve ~/qwen --speculate build/draft --speculate ngram
 """
 _KEYS = "SUPERSCALER_API_KEYS"
-_ENGINE_OPTIONS = [
-    "seed",
-    "timeout",
-    "threads",
-    "step_tokens",
-    "step_sequences",
-    "chunk_tokens",
-    "steps_under_way",
-    "host_pages",
-    "policy",
-    "tree",
-]  # those that are the engine's own, and are handed on where they are given
 
 
 def add_command(commands: Any) -> None:
@@ -65,22 +54,8 @@ def add_command(commands: Any) -> None:
 
 
 def _add_engine(group: Any) -> None:
+    add_engine_options(group)
     add = group.add_argument
-    add("--seed", type=int, help="of the initialisation, without weights")
-    add("--timeout", type=float, metavar="SECONDS", help="longest wait of a rank for another (default 300)")
-    add("--threads", type=positive, help="CPU threads per rank (default: torch's)")
-    add("--step-tokens", type=positive, metavar="N", help="most tokens in a step (default 2048)")
-    add("--step-sequences", type=positive, metavar="N", help="most sequences at once (default 256)")
-    add("--chunk-tokens", type=positive, metavar="N", help="most tokens of one prompt in a step")
-    add("--steps-under-way", type=positive, metavar="N",
-        help="steps at once (default: one for each stage of the plan's pipeline; one with --speculate)")  # fmt: skip
-    add("--host-pages", type=int, metavar="N", help="pages of host memory for sequences that make room")
-    add("--policy", help="who goes first (default fcfs)")
-    add("--speculate", action="append", default=[], metavar="ngram|FOLDER[:WEIGHTS]",
-        help="what proposes tokens that one step checks: what followed earlier in the text, or a small model's build, "
-        "as `superscaler distill` makes it; repeated, their proposals are merged")  # fmt: skip
-    add("--tree", metavar="auto|off|K,K,...",
-        help="shape of proposals: as it pays, or children of the nodes of each level (default auto)")  # fmt: skip
     add("--torch-compile", action="store_true", help="let what layers compute go through torch.compile")
     add("--max-restarts", type=int, default=3, metavar="N", help="new engines after deaths (default 3)")
     add("--start-seconds", type=float, default=600.0, metavar="S", help="until it is ready (default 600)")
@@ -99,6 +74,9 @@ def _add_server(group: Any) -> None:
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     add("--port", type=port_number, default=8000, help="(default 8000; 0: any that is free)")
     add("--served-model-name", metavar="NAME", help="in requests (default: as the model is given)")
+    add("--generation-config", choices=("auto", "none"), default="auto",
+        help="auto: how tokens are drawn where a request does not say is what the model's generation_config.json "
+        "says; none: what the OpenAI API does (default auto)")  # fmt: skip
     add("--api-key", action="append", default=[], metavar="KEY",
         help=f"which calls must bring; repeated, or in {_KEYS}, joined by commas")  # fmt: skip
     add("--api-key-file", type=Path, metavar="FILE", help="of keys, one a line")
@@ -115,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
     """Compile and serve; `options.arguments` are for the engine's script."""
     from tempfile import TemporaryDirectory
 
-    check_engine_arguments([*_engine_options(options), *options.arguments])
+    check_engine_arguments([*engine_words(options), *options.arguments])
     source = Path(options.model)
     with ExitStack() as stack:
         if is_build(source):
@@ -139,6 +117,8 @@ def _check_output(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace, folder: Path) -> None:
     from superscaler.runtime.build import read_build
+    from superscaler.runtime.serving.generation import sampling_defaults
+    from superscaler.runtime.serving.sampling_params import SamplingParams
     from superscaler.runtime.serving.server.engine_process import torchrun
 
     try:
@@ -147,8 +127,10 @@ def _serve(options: argparse.Namespace, folder: Path) -> None:
     except ImportError as error:
         raise ServingError(f"HTTP needs {error.name}", remedy="pip install 'superscaler[serve]'") from error
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    build = read_build(folder)
     tokenizer, weights = tokenizer_of(options), weights_of(options)
-    ends = sorted(tokenizer.end_tokens) if tokenizer else []
+    knows_ends = build.described.get("serving", {}).get("end_tokens")
+    ends = sorted(tokenizer.end_tokens) if tokenizer and not knows_ends else []
     limits = ServerLimits(
         body_bytes=options.max_body_bytes,
         prompt_tokens=options.max_prompt_tokens,
@@ -161,13 +143,13 @@ def _serve(options: argparse.Namespace, folder: Path) -> None:
         port=options.port,
         limits=limits,
         api_keys=_api_keys(options),
+        defaults=sampling_defaults(build) if options.generation_config == "auto" else SamplingParams(),
         max_restarts=options.max_restarts,
         start_seconds=options.start_seconds,
         drain_seconds=options.drain_seconds,
     )
-    ranks = read_build(folder).world_size
     place = tokenizer and (options.tokenizer or options.model)
-    run(torchrun(folder, ranks, _engine_arguments(options, weights, place, ends)), how, tokenizer)
+    run(torchrun(folder, build.world_size, _engine_arguments(options, weights, place, ends)), how, tokenizer)
 
 
 def _engine_arguments(
@@ -178,14 +160,7 @@ def _engine_arguments(
     arguments += ["--compile"] if options.torch_compile else []
     for token in ends:
         arguments += ["--end-token", str(token)]
-    return [*arguments, *_engine_options(options), *options.arguments]
-
-
-def _engine_options(options: argparse.Namespace) -> list[str]:
-    """Those of the engine that were given, as its script takes them."""
-    given = [(name, getattr(options, name)) for name in _ENGINE_OPTIONS]
-    speculators = [f"--speculate={speculator}" for speculator in options.speculate]
-    return speculators + [f"--{name.replace('_', '-')}={value}" for name, value in given if value is not None]
+    return [*arguments, *engine_words(options), *options.arguments]
 
 
 def _api_keys(options: argparse.Namespace) -> tuple[str, ...]:

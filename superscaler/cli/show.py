@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from superscaler.cli.language_model import is_build
 from superscaler.cli.model_options import add_model, make_graph, make_plan
 from superscaler.cli.terminal import print_json, write_text
 from superscaler.errors import BuildError
@@ -32,14 +33,14 @@ def add_command(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    folder = Path(options.target)
+    folder = _build_folder(options.target)
     options.model = options.target
-    _check_shown(options, folder.is_dir())
+    _check_shown(options, folder is not None)
     if options.html:
         _show_page(options, folder)
     elif options.json:
         _show_json(options, folder)
-    elif folder.is_dir():
+    elif folder is not None:
         print(_note(folder, "plan.txt").rstrip())
         print("\nprograms: " + ", ".join(str(path) for path in sorted(folder.glob("stage*.py"))))
     elif options.graph:
@@ -54,10 +55,28 @@ def _run(options: argparse.Namespace) -> None:
             print(plan.explain(options.explain) if options.explain else plan)
 
 
-def _check_shown(options: argparse.Namespace, is_build: bool) -> None:
+def _build_folder(target: str) -> Path | None:
+    """The build that is named; None: it is a model.
+
+    Raises:
+        BuildError: It is some other folder.
+    """
+    folder = Path(target)
+    if is_build(folder):
+        return folder
+    if folder.is_dir():
+        raise BuildError(
+            f"{folder} is no build folder: it has no plan.json",
+            remedy="name one that `superscaler compile ... -o FOLDER` has made, or a model and its plan, as in "
+            "superscaler show models/gpt.py:tiny --plan tp=2",
+        )
+    return None
+
+
+def _check_shown(options: argparse.Namespace, of_build: bool) -> None:
     """Refuse what would be ignored."""
     for name in ("graph", "communication", "explain"):
-        if is_build and getattr(options, name):
+        if of_build and getattr(options, name):
             raise BuildError(
                 f"--{name} needs the model, which a build does not keep",
                 remedy=f"name the model and the plan, as in superscaler show models/gpt.py:tiny --plan tp=2 --{name}",
@@ -66,12 +85,11 @@ def _check_shown(options: argparse.Namespace, is_build: bool) -> None:
         raise BuildError("-o names the page that --html writes", remedy="add --html, or leave out -o")
 
 
-def _show_page(options: argparse.Namespace, folder: Path) -> None:
+def _show_page(options: argparse.Namespace, folder: Path | None) -> None:
     from superscaler.report.page import page_of_build
 
-    is_build = folder.is_dir()
-    page = page_of_build(folder) if is_build else make_plan(options, deferred=True).page()
-    file = options.output or (folder / "report.html" if is_build else Path("report.html"))
+    page = make_plan(options, deferred=True).page() if folder is None else page_of_build(folder)
+    file = options.output or (folder or Path()) / "report.html"
     write_text(file, page)
     if options.json:
         print_json({"page": str(file)})
@@ -79,14 +97,14 @@ def _show_page(options: argparse.Namespace, folder: Path) -> None:
         print(f"{file}: open it in a browser")
 
 
-def _show_json(options: argparse.Namespace, folder: Path) -> None:
+def _show_json(options: argparse.Namespace, folder: Path | None) -> None:
     """What is printed for people, and the facts a program can ask for."""
     if options.graph or options.explain:
         raise BuildError(
             "--graph and --explain print text, which --json has no keys for",
             remedy="leave out --json, or leave out --graph and --explain",
         )
-    if folder.is_dir():
+    if folder is not None:
         described = json.loads(_note(folder, "report.json"))
     else:
         described = make_plan(options, deferred=True).described
@@ -114,6 +132,6 @@ def _note(folder: Path, name: str) -> str:
     path = folder / name
     if not path.is_file():
         raise BuildError(
-            f"{folder} is not a build folder: it has no {name}", remedy="name one made by compile -o"
+            f"the build {folder} has no {name}", remedy="copy the whole folder, or compile it again"
         )
     return path.read_text(encoding="utf-8")

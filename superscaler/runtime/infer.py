@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from superscaler.runtime.data import Batches, batch_shapes
+from superscaler.runtime.option_values import positive
 from superscaler.runtime.outputs import OutputFile
 from superscaler.runtime.ranks import meet, relative
-from superscaler.runtime.session import Session, add_common_options, load_start, positive, run_entry
+from superscaler.runtime.session import Session, add_common_options, load_start, run_entry
 
 
 def main(file: str, arguments: Sequence[str] | None = None) -> None:

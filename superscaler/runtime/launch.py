@@ -15,14 +15,13 @@ from superscaler.runtime.communication import MARGIN
 from superscaler.runtime.data import Batches
 from superscaler.runtime.data.options import add_order_options, order_seed
 from superscaler.runtime.elastic import add_elastic_options, choose_build
+from superscaler.runtime.option_values import natural, positive
 from superscaler.runtime.profile import BEFORE, Profile
 from superscaler.runtime.ranks import meet, relative
 from superscaler.runtime.session import (
     Session,
     add_common_options,
     load_start,
-    natural,
-    positive,
     run_entry,
 )
 from superscaler.runtime.step_report import StepReports

@@ -19,6 +19,7 @@ from superscaler.runtime.communication import Runtime
 from superscaler.runtime.compiled import compile_program
 from superscaler.runtime.data import Source, Stream, open_data
 from superscaler.runtime.data.options import add_data_options, token_format
+from superscaler.runtime.option_values import positive
 from superscaler.runtime.ranks import check_world, choose_device, join_ranks, leave, relative
 from superscaler.runtime.waits import Waits
 from superscaler.runtime.watchdog import Watchdog
@@ -186,19 +187,3 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     add("--allow-edited", action="store_true", help="run although stage files were edited after compiling")
     add("--backend", choices=["gloo", "nccl"], help="gloo for CPUs, nccl for GPUs (default: what is there)")
     add("--threads", type=positive, help="CPU threads per process (default: torch's)")
-
-
-def natural(text: str) -> int:
-    """A whole number from 0, as an option's value."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("at least 0")
-    return value
-
-
-def positive(text: str) -> int:
-    """A whole number from 1, as an option's value."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return value

@@ -1,7 +1,7 @@
 """Compile a language model for serving: trace, lower, plan; what is written is a build that an engine runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 
 from superscaler.compiler import CompiledPlan, plan
 from superscaler.planner.cluster import Cluster
+from superscaler.serve.generation import generation_facts
 from superscaler.serve.inputs import token_input
 from superscaler.serve.language_model import configured_length, trace_language_model
 from superscaler.serve.lower import Servable, lower
@@ -21,6 +22,8 @@ class ServingPlan:
 
     plan: CompiledPlan
     servable: Servable
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """What the model says of its own answers: `generation_facts`."""
 
     def save(
         self, directory: str | Path, model_reference: str = "", facts: Mapping[str, Any] | None = None
@@ -49,6 +52,7 @@ class ServingPlan:
             "page_size": cache.page_size,
             "longest": self.servable.longest,
             "caches": [name for operator in graph.operators for name in caches_of(operator)],
+            **self.generation,
         }
 
 
@@ -79,4 +83,5 @@ def compile_serving(
     servable = lower(trace_language_model(model), cache=cache, longest=longest)
     planned = plan(servable.graph, cluster, wanted)
     planned.verify()
-    return ServingPlan(planned, servable)
+    vocab = servable.graph.tensors[servable.graph.outputs[0]].shape[-1]
+    return ServingPlan(planned, servable, generation_facts(model, vocab))

@@ -59,7 +59,7 @@ def trace_language_model(model: torch.nn.Module) -> Graph:
 
 def next_logits(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """What a language model says of the token after each: logits [batch, seq, vocab] of tokens [batch, seq]."""
-    if _is_of_transformers(model):
+    if is_of_transformers(model):
         return model(input_ids=tokens, use_cache=False).logits
     return model(tokens)
 
@@ -70,7 +70,7 @@ def configured_length(model: torch.nn.Module) -> int | None:
     Rotary positions are computed for any number of tokens, but beyond those that the model was trained for, or that
     its positions are stretched to, what it says means nothing.
     """
-    if not _is_of_transformers(model):
+    if not is_of_transformers(model):
         return None
     config: Any = model.config
     config = config.get_text_config()
@@ -82,13 +82,14 @@ def configured_length(model: torch.nn.Module) -> int | None:
     return max(positions, int(stretched))
 
 
-def _is_of_transformers(model: torch.nn.Module) -> bool:
+def is_of_transformers(model: torch.nn.Module) -> bool:
+    """Whether a model is one of that library, and so has its kind of configuration."""
     return hasattr(model, "generate") and hasattr(model, "config")
 
 
 def _call(model: torch.nn.Module) -> tuple[str, dict[str, Any]]:
     """The parameter of ``forward`` that takes the tokens, and what else is said to it."""
-    if _is_of_transformers(model):
+    if is_of_transformers(model):
         return "input_ids", {"use_cache": False}
     parameters = inspect.signature(model.forward).parameters.values()
     named = [one for one in parameters if one.kind not in _SPREAD]

@@ -50,12 +50,15 @@ def loaded_model(folder: Path | str) -> torch.nn.Module:
 
 def _from_config(folder: Path | str, dtype: torch.dtype | None) -> torch.nn.Module:
     with _errors(folder):
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(
             config, dtype=dtype or config.dtype or torch.float32, trust_remote_code=False
         )
+        if (Path(folder) / "generation_config.json").is_file():  # which from_pretrained alone would read
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return model
 
 
 @contextmanager

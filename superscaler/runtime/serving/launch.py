@@ -12,15 +12,16 @@ import torch
 from superscaler.errors import BuildError, RequestError
 from superscaler.runtime.build import Build
 from superscaler.runtime.loaded import load
+from superscaler.runtime.option_values import natural, positive
 from superscaler.runtime.ranks import relative
 from superscaler.runtime.serving.engine import Engine
+from superscaler.runtime.serving.engine_options import add_engine_options
 from superscaler.runtime.serving.link import KEY, End, Progress, Ready, Refused, Stop, Submit, ToEngine
 from superscaler.runtime.serving.orders import Orders
-from superscaler.runtime.serving.policies import POLICIES
 from superscaler.runtime.serving.ranks import Leader, follow
 from superscaler.runtime.serving.settings import Settings, make_engine
 from superscaler.runtime.serving.worker import Worker
-from superscaler.runtime.session import natural, positive, reporting_failures
+from superscaler.runtime.session import reporting_failures
 
 
 def main(file: str, arguments: Sequence[str] | None = None) -> None:
@@ -47,8 +48,9 @@ def _serve(folder: Path, options: argparse.Namespace) -> None:
     else:
         leader = Leader(worker, orders)
         with _connection(options.connect) as connection:
-            engine = make_engine(worker, _settings(options), leader.start)
-            connection.send(_ready(program.build, worker))
+            settings = _settings(options)
+            engine = make_engine(worker, settings, leader.start)
+            connection.send(_ready(program.build, worker, settings))
             _lead(engine, leader, connection, options.timeout / 3)
         leader.end()
     program.close()
@@ -80,13 +82,13 @@ def _take(engine: Engine, message: Submit | End, connection: Connection) -> None
     try:
         engine.add(message.request)
     except RequestError as error:
-        connection.send(Refused(message.request.id, str(error)))
+        connection.send(Refused(message.request.id, str(error), error.param))
 
 
 def _settings(options: argparse.Namespace) -> Settings:
     return Settings(
         options.step_tokens, options.step_sequences, options.chunk_tokens, options.longest, options.host_pages,
-        options.policy, frozenset(options.end_token), tuple(options.speculate), options.tree,
+        options.policy, frozenset(options.end_token) or None, tuple(options.speculate), options.tree,
         options.steps_under_way, options.tokenizer,
     )  # fmt: skip
 
@@ -102,8 +104,9 @@ def _connection(address: str) -> Connection:
     return Client(address, authkey=bytes.fromhex(key))
 
 
-def _ready(build: Build, worker: Worker) -> Ready:
-    return Ready(worker.vocab, worker.longest, worker.pages, worker.page_size, build.plan, build.world_size)
+def _ready(build: Build, worker: Worker, settings: Settings) -> Ready:
+    longest = min(worker.longest, settings.longest or worker.longest)
+    return Ready(worker.vocab, longest, worker.pages, worker.page_size, build.plan, build.world_size)
 
 
 def parser(name: str) -> argparse.ArgumentParser:
@@ -114,34 +117,16 @@ def parser(name: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--connect", required=True, metavar="SOCKET", help="where the server takes the engine's connection")
     add("--weights", metavar="PATH", help="safetensors file or folder (default: that of the build)")
-    add("--seed", type=int, default=0, help="of the initialisation, without weights")
-    add("--timeout", type=float, default=300.0, metavar="SECONDS", help="longest wait for another rank")
     add("--compile", action="store_true", help="let what layers compute go through torch.compile")
     add("--allow-edited", action="store_true", help="run although stage files were edited after compiling")
-    add("--threads", type=positive, help="CPU threads per process (default: torch's)")
-    add("--step-tokens", type=positive, default=2048, help="most tokens in a step")
-    add("--step-sequences", type=positive, default=256, help="most sequences that run at once")
-    add("--chunk-tokens", type=positive, help="most tokens of one prompt in a step")
-    add("--steps-under-way", type=positive, metavar="N", help="how many at once (default: one for each stage of"
-        " the plan's pipeline; where something speculates, one)")  # fmt: skip
     add("--longest", type=positive, metavar="TOKENS", help="most tokens of a sequence, prompt and answer")
-    add("--host-pages", type=natural, default=0, help="pages of host memory for sequences that make room")
-    add("--policy", choices=sorted(POLICIES), default="fcfs", help="who goes first")
     add(
         "--end-token",
         type=natural,
         action="append",
         default=[],
-        help="token that ends a text; may be repeated",
+        help="token that ends a text; may be repeated (default: those of the build)",
     )
     add("--tokenizer", metavar="FOLDER", help="with the model's tokenizer, which grammars of answers need")
-    add(
-        "--speculate", action="append", default=[], metavar="ngram|FOLDER[:WEIGHTS]",
-        help="propose tokens that one step checks: what followed earlier in the text, or what a small model says, a "
-        "build for serving on one device; may be repeated",
-    )  # fmt: skip
-    add(
-        "--tree", default="auto", metavar="auto|off|K,K,...",
-        help="shape of the proposals: as it pays, or how many children the nodes of each level have (default auto)",
-    )  # fmt: skip
+    add_engine_options(parser)
     return parser

@@ -76,5 +76,6 @@ def most_tokens(request: Request, limits: Limits, cache: KvCache) -> int:
             f"request {request.id} wants {params.n} continuations, but only {limits.step_sequences} sequences "
             "run at once",
             remedy="lower n, or raise step_sequences",
+            param="n",
         )
     return most

@@ -48,6 +48,11 @@ class Ready:
     plan: str
     ranks: int
 
+    @property
+    def room(self) -> int:
+        """Most tokens of a sequence, prompt and answer: nothing follows the last one, so it needs no key."""
+        return min(self.longest, self.pages * self.page_size + 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:
@@ -55,6 +60,8 @@ class Refused:
 
     request_id: str
     reason: str
+    param: str | None = None
+    """The name of the one value that is wrong, where it is one."""
 
 
 @dataclass(frozen=True, slots=True)

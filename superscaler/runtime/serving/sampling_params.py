@@ -56,29 +56,40 @@ class SamplingParams:
             _check_range(name, getattr(self, name), least, most)
         if self.top_p == 0:
             raise RequestError(
-                "top_p is 0: no token is left to draw", remedy="for the most probable, temperature=0"
+                "top_p is 0: no token is left to draw",
+                remedy="for the most probable, temperature=0",
+                param="top_p",
             )
         if self.repetition_penalty == 0:
-            raise RequestError("repetition_penalty is 0: a logit is divided by it", remedy="1 is no penalty")
+            raise RequestError(
+                "repetition_penalty is 0: a logit is divided by it",
+                remedy="1 is no penalty",
+                param="repetition_penalty",
+            )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
                 f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}",
                 remedy="raise max_tokens or lower min_tokens",
+                param="min_tokens",
             )
         if self.temperature == 0 and self.n > 1:
             raise RequestError(
                 f"n is {self.n} at temperature 0: every continuation would be the same",
                 remedy="raise the temperature, or ask for n=1",
+                param="n",
             )
         if self.grammar is not None and self.min_tokens:
             raise RequestError(
                 f"min_tokens is {self.min_tokens} where a grammar says when a text may end",
                 remedy="leave out min_tokens, and let the grammar ask for more",
+                param="min_tokens",
             )
         if isinstance(self.stop, str):
-            raise RequestError(f"stop is {self.stop!r}", remedy="it must be a tuple of texts")
+            raise RequestError(f"stop is {self.stop!r}", remedy="it must be a tuple of texts", param="stop")
         if "" in self.stop:
-            raise RequestError("stop holds an empty text, which every text contains", remedy="leave it out")
+            raise RequestError(
+                "stop holds an empty text, which every text contains", remedy="leave it out", param="stop"
+            )
         for token in sorted(self.stop_token_ids):
             _check_range("stop_token_ids", token, 0, math.inf)
         for token, bias in self.logit_bias.items():
@@ -107,4 +118,4 @@ def _check_range(name: str, value: float | None, least: float, most: float) -> N
     if value is None or least <= value <= most:
         return
     wanted = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-    raise RequestError(f"{name} is {value}", remedy=f"it may be {wanted}")
+    raise RequestError(f"{name} is {value}", remedy=f"it may be {wanted}", param=name.partition("[")[0])

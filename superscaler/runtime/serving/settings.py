@@ -33,8 +33,8 @@ class Settings:
     """Pages of host memory for sequences that make room; 0: these are computed again."""
     policy: str = "fcfs"
     """Who goes first."""
-    end_tokens: frozenset[int] = frozenset()
-    """Those with which the model ends a text."""
+    end_tokens: frozenset[int] | None = None
+    """Those with which the model ends a text; None: those that its build knows."""
     speculate: tuple[str, ...] = ()
     """What proposes tokens that one step checks, each ``ngram``, or a build of a small model on one device, as
     ``FOLDER`` or ``FOLDER:WEIGHTS``; the trees of several are merged."""
@@ -44,7 +44,7 @@ class Settings:
     """How many at once; None: one for each stage of the plan's pipeline, and one where something speculates, since what
     a step accepts is where the next proposals begin."""
     tokenizer: str | None = None
-    """The folder with the model's tokenizer; None: there can be no grammars. `end_tokens` must be known for them."""
+    """The folder with the model's tokenizer; None: there can be no grammars."""
 
 
 def make_engine(
@@ -74,14 +74,15 @@ def make_engine(
         chunk_tokens=settings.chunk_tokens,
         preemption="swap" if settings.host_pages else "recompute",
     )
+    ends = worker.end_tokens if settings.end_tokens is None else settings.end_tokens
     drafting = drafting or make_drafting(
         settings.speculate, settings.tree, worker.vocab, clock, worker.device
     )
     steps = settings.steps_under_way or (1 if drafting is not None else worker.stages)
     cache = KvCache(worker.pages, worker.page_size, settings.host_pages)
     policy = make_policy(settings.policy)
-    scheduler = Scheduler(cache, policy, limits, clock, settings.end_tokens, steps)
-    ends, folder = settings.end_tokens, settings.tokenizer
+    scheduler = Scheduler(cache, policy, limits, clock, ends, steps)
+    folder = settings.tokenizer
     grammars = None if folder is None else GuidanceGrammars(folder, worker.vocab, ends)
     return Engine(
         scheduler, cache, start or worker.start, clock, drafting, ends, grammars, worker.vocab, steps

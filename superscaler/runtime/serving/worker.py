@@ -49,6 +49,8 @@ class Worker:
         """Of ranks, each of which runs its part of the model after the other."""
         self.longest: int = facts["longest"]
         """Tokens of the longest sequence the model is for."""
+        self.end_tokens: frozenset[int] = frozenset(facts.get("end_tokens", ()))
+        """Those with which the model ends a text, as far as the build knows."""
         self._caches = [program.weights[name] for name in facts["caches"] if name in program.weights]
         self._host = [self._host_cache(cache, host_pages) for cache in self._caches]
 

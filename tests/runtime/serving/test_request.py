@@ -37,6 +37,7 @@ def test_a_value_that_makes_no_sense_is_named_with_a_remedy(params, message):
     with pytest.raises(RequestError, match=message) as caught:
         SamplingParams(**params)
     assert caught.value.remedy
+    assert caught.value.param in params
 
 
 def test_the_ends_of_ranges_and_what_is_left_out_are_allowed():

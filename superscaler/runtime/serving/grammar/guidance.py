@@ -80,7 +80,7 @@ class GuidanceGrammars:
         if not self._end_tokens:
             raise RequestError(
                 "a grammar needs to know the model's end token",
-                remedy="serve a folder that names one, or give --end-token, Settings(end_tokens=...)",
+                remedy="compile a model whose configuration names one, or give --end-token, Settings(end_tokens=...)",
             )
         if not self._file.is_file():
             raise RequestError(

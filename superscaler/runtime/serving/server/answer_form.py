@@ -16,13 +16,19 @@ NAMES = frozenset({
 """The fields that are read here."""
 
 
-def parse_form(fields: Fields) -> tuple[Grammar | None, str]:
+def parse_form(fields: Fields, call: Grammar | None = None) -> tuple[Grammar | None, str]:
     """The form of the answer, None where any will do, and the field that prescribes it.
+
+    Args:
+        fields: Of the body.
+        call: What ``tool_choice`` prescribes, if it does.
 
     Raises:
         RequestError: A field is wrong, or two of them prescribe a form.
     """
     found = [*_response_format(fields), *_structured_outputs(fields), *_guided(fields)]
+    if call is not None:
+        found.append(("tool_choice", call))
     if not found:
         return None, ""
     if len(found) > 1:

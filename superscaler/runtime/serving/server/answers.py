@@ -11,7 +11,7 @@ from superscaler.runtime.serving.sampling_params import SamplingParams
 from superscaler.runtime.serving.server.api_error import ApiError
 from superscaler.runtime.serving.server.engine_client import EngineClient
 from superscaler.runtime.serving.server.metrics import Metrics
-from superscaler.runtime.serving.server.openai_request import DEFAULT_COMPLETION_TOKENS, Answering
+from superscaler.runtime.serving.server.openai_request import Answering
 from superscaler.runtime.serving.server.tokenizer import Tokenizer
 from superscaler.runtime.serving.server.writing import Piece, Writer
 
@@ -43,9 +43,14 @@ def check_fits(prompt: tuple[int, ...], params: SamplingParams, vocab: int, long
     """
     if not prompt:
         raise ApiError("the prompt has no tokens", param="prompt")
-    strange = [token for token in (*prompt, *params.logit_bias, *params.stop_token_ids) if token >= vocab]
-    if strange:
-        raise ApiError(f"there is no token {strange[0]}", remedy=f"the model has {vocab}, counted from 0")
+    given = {"prompt": prompt, "logit_bias": params.logit_bias, "stop_token_ids": params.stop_token_ids}
+    for name, tokens in given.items():
+        if strange := [token for token in tokens if token >= vocab]:
+            raise ApiError(
+                f"there is no token {strange[0]}",
+                param=name,
+                remedy=f"the model has {vocab}, counted from 0",
+            )
     most = params.max_tokens or 1
     if len(prompt) + most > longest:
         raise ApiError(
@@ -55,12 +60,21 @@ def check_fits(prompt: tuple[int, ...], params: SamplingParams, vocab: int, long
         )
 
 
-def with_default_tokens(answering: Answering, prompt: tuple[int, ...], longest: int) -> Answering:
-    """For /v1/completions: a few tokens are generated where the call does not say how many."""
+def with_default_tokens(
+    answering: Answering, prompt: tuple[int, ...], room: int, default: int | None
+) -> Answering:
+    """At most `default` tokens are generated where the call does not say how many.
+
+    Args:
+        answering: How it wants to be answered.
+        prompt: Its tokens.
+        room: Most tokens of a sequence, prompt and answer.
+        default: None: as many as there is room for.
+    """
     params = answering.params
-    if params.max_tokens is not None:
+    if params.max_tokens is not None or default is None:
         return answering
-    most = max(1, params.min_tokens, min(DEFAULT_COMPLETION_TOKENS, longest - len(prompt)))
+    most = max(1, params.min_tokens, min(default, room - len(prompt)))
     return replace(answering, params=replace(params, max_tokens=most))
 
 

@@ -40,8 +40,8 @@ class ApiError(RequestError):
         remedy: str = "",
         retry_seconds: int | None = None,
     ) -> None:
-        super().__init__(what, remedy=remedy)
-        self.status, self.param, self.code, self.retry_seconds = status, param, code, retry_seconds
+        super().__init__(what, remedy=remedy, param=param)
+        self.status, self.code, self.retry_seconds = status, code, retry_seconds
 
     @property
     def headers(self) -> dict[str, str]:
@@ -60,7 +60,7 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestError):
-        return ApiError(error.what, remedy=error.remedy)
+        return ApiError(error.what, param=error.param, remedy=error.remedy)
     if isinstance(error, EngineGone):
         return ApiError(error.what, status=503, code="engine_gone", remedy=error.remedy)
     if isinstance(error, ServingError):

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from superscaler.errors import RequestError
 from superscaler.runtime.serving.grammar.grammar import Grammar
 from superscaler.runtime.serving.grammar.guidance import check_grammar
+from superscaler.runtime.serving.sampling_params import SamplingParams
 from superscaler.runtime.serving.server.answers import (
     Answers,
     Question,
@@ -37,9 +38,16 @@ from superscaler.runtime.serving.server.event_stream import (
 )
 from superscaler.runtime.serving.server.fields import Fields, parse_body
 from superscaler.runtime.serving.server.metrics import Metrics
-from superscaler.runtime.serving.server.openai_request import Answering, Prompt, parse_chat, parse_completion
+from superscaler.runtime.serving.server.openai_request import (
+    DEFAULT_COMPLETION_TOKENS,
+    Answering,
+    Prompt,
+    parse_chat,
+    parse_completion,
+)
 from superscaler.runtime.serving.server.openai_response import ChatShape, Choice, CompletionShape, Usage
 from superscaler.runtime.serving.server.tokenizer import Tokenizer
+from superscaler.runtime.serving.server.tokenizing import detokenized, tokenized
 from superscaler.runtime.serving.server.tool_calls import are_known
 
 _RETRY_SECONDS = 5
@@ -76,8 +84,9 @@ class Server:
         model: The name under which the model is served.
         tokenizer: None: prompts are token ids, and so are answers.
         limits: How much it takes in.
-        api_keys: One of which every call of ``/v1`` must bring, if there are any.
+        api_keys: One of which every call that concerns the model must bring, if there are any.
         check_grammar: Raises a `RequestError` where the form of an answer makes no sense.
+        defaults: How tokens are drawn, and of a chat how many, where a call does not say.
     """
 
     def __init__(
@@ -89,12 +98,14 @@ class Server:
         limits: ServerLimits | None = None,
         api_keys: Sequence[str] = (),
         check_grammar: Callable[[Grammar], None] = check_grammar,
+        defaults: SamplingParams | None = None,
     ) -> None:
         self._client, self._metrics, self._model, self._tokenizer = client, metrics, model, tokenizer
         self._answers = Answers(client, metrics, tokenizer)
         self._limits = limits or ServerLimits()
         self._keys = tuple(key.encode() for key in api_keys)
         self._check_grammar = check_grammar
+        self._defaults = defaults or SamplingParams()
         self._created = int(time.time())
         self.is_draining = False
         """Whether new requests are turned away, because the server is about to end."""
@@ -106,7 +117,10 @@ class Server:
             Route("/v1/chat/completions", self._api(self._chat), methods=["POST"]),
             Route("/v1/models", self._api(self._models), methods=["GET"]),
             Route("/v1/models/{name:path}", self._api(self._one_model), methods=["GET"]),
+            Route("/tokenize", self._api(self._tokenize), methods=["POST"]),
+            Route("/detokenize", self._api(self._detokenize), methods=["POST"]),
             Route("/health", self._health, methods=["GET"]),
+            Route("/ping", self._health, methods=["GET", "POST"]),  # so SageMaker asks
             Route("/version", self._version, methods=["GET"]),
             Route("/metrics", self._scrape, methods=["GET"]),
         ]
@@ -139,21 +153,35 @@ class Server:
             "object": "model",
             "created": self._created,
             "owned_by": "superscaler",
+            "root": self._model,
+            "parent": None,
             "max_model_len": self._client.facts.longest,
             "vocab_size": self._client.facts.vocab,
         }
 
+    async def _tokenize(self, request: Request) -> Response:
+        fields = await self._fields(request)
+        self._check_model(fields.text("model"))
+        tokenizer, longest = self._known_tokenizer(), self._client.facts.longest
+        return JSONResponse(await asyncio.to_thread(tokenized, fields, tokenizer, longest))
+
+    async def _detokenize(self, request: Request) -> Response:
+        fields = await self._fields(request)
+        self._check_model(fields.text("model"))
+        tokenizer, vocab = self._known_tokenizer(), self._client.facts.vocab
+        return JSONResponse(await asyncio.to_thread(detokenized, fields, tokenizer, vocab))
+
     # -- what is asked of the model
 
     async def _completions(self, request: Request) -> Response:
-        call = parse_completion(await self._fields(request))
+        call = parse_completion(await self._fields(request), self._defaults)
         self._check_can_serve(call.answering, len(call.prompts))
         await self._check_form(call.answering)
         if call.echo and self._tokenizer is None:
             raise ApiError("a model without a tokenizer cannot echo", param="echo")
         prompts = [await self._encoded(prompt) for prompt in call.prompts]
-        longest = self._client.facts.longest
-        answerings = [with_default_tokens(call.answering, prompt, longest) for prompt in prompts]
+        room, default = self._client.facts.room, DEFAULT_COMPLETION_TOKENS
+        answerings = [with_default_tokens(call.answering, prompt, room, default) for prompt in prompts]
         echoes = [self._text_of(prompt) if call.echo else "" for prompt in call.prompts]
         name = f"cmpl-{uuid.uuid4().hex}"
         shape = CompletionShape(
@@ -166,7 +194,7 @@ class Server:
         return await self._respond(request, questions, call.answering, shape)
 
     async def _chat(self, request: Request) -> Response:
-        call = parse_chat(await self._fields(request))
+        call = parse_chat(await self._fields(request), self._defaults)
         self._check_can_serve(call.answering, 1)
         await self._check_form(call.answering)
         tokenizer = self._tokenizer
@@ -175,13 +203,17 @@ class Server:
                 "a model without a tokenizer does not chat", remedy="send token ids to /v1/completions"
             )
         prompt = await asyncio.to_thread(
-            tokenizer.chat, call.messages, call.tools or None, call.template_options
+            tokenizer.chat, call.messages, call.tools.offered or None, call.template_options
         )
         name = f"chatcmpl-{uuid.uuid4().hex}"
-        reads_calls = bool(call.tools) and are_known(tokenizer.chat_template)
-        shape = ChatShape(name, self._model, call.answering, self._token_text, prompt, reads_calls)
-        question = self._question(f"{name}-0", prompt, call.answering)
-        return await self._respond(request, [question], call.answering, shape)
+        tools = call.tools
+        reads_calls = tools.form is not None or (bool(tools.offered) and are_known(tokenizer.chat_template))
+        ending = "stop" if tools.is_named else "tool_calls"
+        shape = ChatShape(name, self._model, call.answering, self._token_text, prompt, reads_calls, ending)
+        room, default = self._client.facts.room, self._defaults.max_tokens
+        answering = with_default_tokens(call.answering, prompt, room, default)
+        question = self._question(f"{name}-0", prompt, answering)
+        return await self._respond(request, [question], answering, shape)
 
     def _question(self, name: str, prompt: tuple[int, ...], answering: Answering) -> Question:
         facts, most = self._client.facts, self._limits.prompt_tokens
@@ -274,7 +306,7 @@ class Server:
             )  # fmt: skip
 
     def _api(self, handler: Handler) -> Handler:
-        """A handler with what all of ``/v1`` have in common: keys, the end of the server, the form of errors."""
+        """A handler with what all that concern the model have in common: keys, the server's end, the form of errors."""
 
         async def handle(request: Request) -> Response:
             try:
@@ -317,6 +349,11 @@ class Server:
         )
 
     # -- text
+
+    def _known_tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise ApiError("a model without a tokenizer knows no texts", remedy="serve it with --tokenizer")
+        return self._tokenizer
 
     async def _encoded(self, prompt: Prompt) -> tuple[int, ...]:
         if not isinstance(prompt, str):

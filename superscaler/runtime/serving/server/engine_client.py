@@ -164,7 +164,7 @@ class EngineClient:
                 self._hear_output(engine, output)
             self._observe(message.load)
         elif isinstance(message, Refused):
-            self._end(message.request_id, RequestError(message.reason))
+            self._end(message.request_id, RequestError(message.reason, param=message.param))
         elif message is None:
             self._engine = None
             self._recovery = asyncio.ensure_future(self._recover(engine))

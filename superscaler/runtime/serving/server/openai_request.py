@@ -16,12 +16,14 @@ from superscaler.runtime.serving.server import answer_form
 from superscaler.runtime.serving.server.answer_form import parse_form
 from superscaler.runtime.serving.server.api_error import ApiError
 from superscaler.runtime.serving.server.fields import Fields, parse_body
+from superscaler.runtime.serving.server.tool_choice import Tools, parse_tools
 
 MOST_LOGPROBS = 20
 """Likeliest tokens that may be asked for."""
 DEFAULT_COMPLETION_TOKENS = 16
-"""Of /v1/completions, where the body does not say, as in the OpenAI API."""
+"""Of /v1/completions, where the body does not say, as in the OpenAI API; a model's own default is for chats."""
 _MOST_STOPS = 64
+_NO_DEFAULTS, _NO_TOOLS = SamplingParams(), Tools()
 
 log = logging.getLogger("superscaler.serving")
 
@@ -63,7 +65,7 @@ class ChatCall:
 
     answering: Answering
     messages: tuple[Mapping[str, Any], ...]
-    tools: tuple[Mapping[str, Any], ...] = ()
+    tools: Tools = _NO_TOOLS
     template_options: Mapping[str, Any] | None = None
     """Further variables of the chat template."""
 
@@ -98,8 +100,12 @@ _REFUSED: Mapping[str, Any] = dict.fromkeys([
 """What is not offered, and the value that asks for nothing."""
 
 
-def parse_completion(fields: Fields) -> CompletionCall:
+def parse_completion(fields: Fields, defaults: SamplingParams = _NO_DEFAULTS) -> CompletionCall:
     """What a body of /v1/completions says.
+
+    Args:
+        fields: Of the body.
+        defaults: How tokens are drawn where it does not say.
 
     Raises:
         RequestError: A field is wrong, or asks for what is not offered.
@@ -112,12 +118,16 @@ def parse_completion(fields: Fields) -> CompletionCall:
         raise fields.refuse("best_of", "leave it out: every continuation is returned")
     if echo and logprobs is not None:
         raise fields.refuse("logprobs", "without echo: probabilities of the prompt are not kept")
-    answering = _answering(fields, logprobs, fields.integer("max_tokens"))
+    answering = _answering(fields, logprobs, fields.integer("max_tokens"), defaults)
     return CompletionCall(answering, _prompts(fields), echo)
 
 
-def parse_chat(fields: Fields) -> ChatCall:
+def parse_chat(fields: Fields, defaults: SamplingParams = _NO_DEFAULTS) -> ChatCall:
     """What a body of /v1/chat/completions says.
+
+    Args:
+        fields: Of the body.
+        defaults: How tokens are drawn where it does not say.
 
     Raises:
         RequestError: A field is wrong, or asks for what is not offered.
@@ -126,12 +136,15 @@ def parse_chat(fields: Fields) -> ChatCall:
     wanted, likeliest = fields.flag("logprobs"), fields.integer("top_logprobs")
     if likeliest is not None and not wanted:
         raise fields.wrong("top_logprobs", "absent without logprobs: true")
-    most = fields.integer("max_completion_tokens", fields.integer("max_tokens"))
-    options = fields.object("chat_template_kwargs")
+    most_name = "max_completion_tokens" if "max_completion_tokens" in fields.names else "max_tokens"
+    most = fields.integer(most_name)
+    if most is not None and most < 1:
+        raise fields.wrong(most_name, "at least 1")
+    options, tools = fields.object("chat_template_kwargs"), parse_tools(fields)
     return ChatCall(
-        _answering(fields, (likeliest or 0) if wanted else None, most),
-        _messages(fields),
-        _tools(fields),
+        _answering(fields, (likeliest or 0) if wanted else None, most, defaults, tools.form),
+        parse_messages(fields),
+        tools,
         None if options is None else options.values(),
     )
 
@@ -146,7 +159,13 @@ def _check_known(fields: Fields, honoured: frozenset[str]) -> None:
         log.warning("a request has fields that are ignored: %.200s", ", ".join(unknown[:8]))
 
 
-def _answering(fields: Fields, logprobs: int | None, max_tokens: int | None) -> Answering:
+def _answering(
+    fields: Fields,
+    logprobs: int | None,
+    max_tokens: int | None,
+    defaults: SamplingParams,
+    call: Grammar | None = None,
+) -> Answering:
     name = "logprobs" if isinstance(fields.get("logprobs"), int) else "top_logprobs"
     if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
         raise fields.wrong(name, f"from 0 to {MOST_LOGPROBS}")
@@ -157,10 +176,10 @@ def _answering(fields: Fields, logprobs: int | None, max_tokens: int | None) -> 
         for name in sorted(stream_options.names - {"include_usage", "include_obfuscation"}):
             if stream_options.get(name) is not False:
                 raise stream_options.refuse(name, "leave it out")
-    grammar, form_field = parse_form(fields)
+    grammar, form_field = parse_form(fields, call)
     return Answering(
         fields.text("model"),
-        _params(fields, logprobs, max_tokens, grammar),
+        _params(fields, logprobs, max_tokens, grammar, defaults),
         stream,
         stream_options is not None and stream_options.flag("include_usage"),
         fields.flag("include_stop_str_in_output"),
@@ -172,24 +191,28 @@ def _answering(fields: Fields, logprobs: int | None, max_tokens: int | None) -> 
 
 
 def _params(
-    fields: Fields, logprobs: int | None, max_tokens: int | None, grammar: Grammar | None
+    fields: Fields,
+    logprobs: int | None,
+    max_tokens: int | None,
+    grammar: Grammar | None,
+    defaults: SamplingParams,
 ) -> SamplingParams:
-    temperature, top_k = fields.number("temperature", 1.0), fields.integer("top_k", 0)
+    top_k = fields.integer("top_k", defaults.top_k)
     return SamplingParams(
-        temperature=temperature,
+        temperature=fields.number("temperature", defaults.temperature),
         top_k=0 if top_k == -1 else top_k,  # vLLM's word for all
-        top_p=fields.number("top_p", 1.0),
-        min_p=fields.number("min_p", 0.0),
+        top_p=fields.number("top_p", defaults.top_p),
+        min_p=fields.number("min_p", defaults.min_p),
         presence_penalty=fields.number("presence_penalty", 0.0),
         frequency_penalty=fields.number("frequency_penalty", 0.0),
-        repetition_penalty=fields.number("repetition_penalty", 1.0),
+        repetition_penalty=fields.number("repetition_penalty", defaults.repetition_penalty),
         logit_bias=_logit_bias(fields),
         seed=fields.integer("seed"),
         n=fields.integer("n", 1),
         max_tokens=max_tokens,
         min_tokens=fields.integer("min_tokens", 0),
         stop=_stops(fields),
-        stop_token_ids=frozenset(_token_ids(fields, "stop_token_ids", fields.list("stop_token_ids"))),
+        stop_token_ids=frozenset(parse_token_ids(fields, "stop_token_ids", fields.list("stop_token_ids"))),
         ignore_eos=fields.flag("ignore_eos"),
         logprobs=logprobs,
         grammar=grammar,
@@ -215,7 +238,12 @@ def _stops(fields: Fields) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _token_ids(fields: Fields, name: str, found: Any) -> tuple[int, ...]:
+def parse_token_ids(fields: Fields, name: str, found: Any) -> tuple[int, ...]:
+    """What was found of a field that holds token ids.
+
+    Raises:
+        ApiError: It is no list of them.
+    """
     if not isinstance(found, list) or not all(type(token) is int and token >= 0 for token in found):
         raise fields.wrong(name, "a list of token ids")
     return tuple(found)
@@ -229,16 +257,21 @@ def _prompts(fields: Fields) -> tuple[Prompt, ...]:
     if not isinstance(found, list) or not found:
         raise fields.wrong("prompt", "a text, token ids, or a list of such")
     if type(found[0]) is int:
-        return (_token_ids(fields, "prompt", found),)
+        return (parse_token_ids(fields, "prompt", found),)
     return tuple(
-        prompt if isinstance(prompt, str) else _token_ids(fields, "prompt", prompt) for prompt in found
+        prompt if isinstance(prompt, str) else parse_token_ids(fields, "prompt", prompt) for prompt in found
     )
 
 
 # -- conversations
 
 
-def _messages(fields: Fields) -> tuple[Mapping[str, Any], ...]:
+def parse_messages(fields: Fields) -> tuple[Mapping[str, Any], ...]:
+    """The messages of a conversation, each with one text.
+
+    Raises:
+        ApiError: There are none, or one is no message.
+    """
     found = fields.list("messages")
     if not found:
         raise fields.wrong("messages", "a list of messages, at least one")
@@ -277,16 +310,3 @@ def _called(found: Any, path: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         arguments = parse_body(arguments.encode("utf-8", "surrogatepass")).values()
     return found | {"function": function | {"arguments": arguments}}
-
-
-def _tools(fields: Fields) -> tuple[Mapping[str, Any], ...]:
-    tools, choice = fields.list("tools"), fields.get("tool_choice", "auto")
-    for place, tool in enumerate(tools):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise ApiError(f"tools[{place}] is no function with a name", param=f"tools[{place}]")
-    if choice not in ("auto", "none"):
-        raise fields.refuse("tool_choice", "auto or none: a model cannot be forced to call a tool")
-    if fields.flag("parallel_tool_calls", True) is False:
-        raise fields.refuse("parallel_tool_calls", "leave it out: a model may call several tools at once")
-    return () if choice == "none" else tuple(tools)

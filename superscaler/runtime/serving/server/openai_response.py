@@ -133,6 +133,8 @@ class ChatShape:
         token_text: What a token looks like by itself.
         prompt: Its tokens.
         reads_calls: Whether tool calls are looked for.
+        call_ending: The reason for which an answer has ended that calls tools; the OpenAI API says ``stop`` where the
+            user named the function.
     """
 
     def __init__(
@@ -143,10 +145,11 @@ class ChatShape:
         token_text: TokenText,
         prompt: tuple[int, ...],
         reads_calls: bool,
+        call_ending: str = "tool_calls",
     ) -> None:
         self._id, self._model, self._created = answer_id, model, int(time.time())
         self._answering, self._token_text, self._prompt = answering, token_text, prompt
-        self._reads_calls = reads_calls
+        self._reads_calls, self._call_ending = reads_calls, call_ending
         self._readers: dict[int, ToolCallReader | None] = {}
         """Of each choice that has begun."""
 
@@ -175,7 +178,7 @@ class ChatShape:
         if delta or logprobs or said or reason is not None:
             called = reason == "stop" and reader is not None and reader.calls
             more = {"stop_reason": piece.stop_reason} | said
-            chunks.append(self._chunk(index, delta, logprobs, "tool_calls" if called else reason, more))
+            chunks.append(self._chunk(index, delta, logprobs, self._call_ending if called else reason, more))
         return chunks
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
@@ -196,7 +199,7 @@ class ChatShape:
             calls = [tool_call(self._id, index, place, call) for place, call in enumerate(reader.calls)]
             if calls:
                 message |= {"content": text or None, "tool_calls": [_without_index(call) for call in calls]}
-                reason = "tool_calls" if reason == "stop" else reason
+                reason = self._call_ending if reason == "stop" else reason
         logprobs = None
         if self._answering.params.logprobs is not None:
             logprobs = chat_logprobs(choice.logprobs, choice.tokens, self._token_text)

@@ -12,6 +12,8 @@ from typing import Any
 import uvicorn
 
 from superscaler.errors import ServingError
+from superscaler.runtime.serving.generation import told
+from superscaler.runtime.serving.sampling_params import SamplingParams
 from superscaler.runtime.serving.server.application import Server, ServerLimits
 from superscaler.runtime.serving.server.engine_client import EngineClient
 from superscaler.runtime.serving.server.engine_process import EngineProcess
@@ -35,6 +37,8 @@ class ServingOptions:
     port: int = 8000
     limits: ServerLimits = field(default_factory=ServerLimits)
     api_keys: tuple[str, ...] = ()
+    defaults: SamplingParams = field(default_factory=SamplingParams)
+    """How tokens are drawn, and of a chat how many, where a request does not say."""
     max_restarts: int = 3
     start_seconds: float = 600.0
     """What an engine is given until it is ready."""
@@ -95,7 +99,9 @@ async def _serve_http(
     tokenizer: Tokenizer | None,
     ending: asyncio.Future[Any],
 ) -> None:
-    server = Server(client, metrics, options.model, tokenizer, options.limits, options.api_keys)
+    server = Server(
+        client, metrics, options.model, tokenizer, options.limits, options.api_keys, defaults=options.defaults
+    )
     config = uvicorn.Config(
         server.app(), options.host, options.port, log_level="warning", access_log=False, lifespan="off",
         timeout_graceful_shutdown=_CLOSE_SECONDS, server_header=False, ws="none",
@@ -107,6 +113,8 @@ async def _serve_http(
     if serving.done():
         raise ServingError(f"cannot listen on {options.host}:{options.port}", remedy="choose another --port")
     facts = client.facts
+    if taken := told(options.defaults):
+        log.info("where a request does not say, the model's generation_config does: %s", taken)
     log.info(
         "serving %s on http://%s:%d (plan %s, %d rank(s), %d pages of %d tokens)", options.model, options.host,
         http.port, facts.plan, facts.ranks, facts.pages, facts.page_size,

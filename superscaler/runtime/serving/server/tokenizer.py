@@ -56,11 +56,17 @@ class Tokenizer:
             return tuple(self._fast.encode(text, add_special_tokens=special).ids)
         return tuple(self._loaded.encode(text, add_special_tokens=special))
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of token ids, without the special ones; of ids that the tokenizer has not, nothing."""
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
+        """The text of token ids, with or without the special ones; of ids that the tokenizer has not, nothing."""
         if self._fast is not None:
-            return self._fast.decode(tokens, skip_special_tokens=True)
-        return self._loaded.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            return self._fast.decode(tokens, skip_special_tokens=not special)
+        return self._loaded.decode(
+            tokens, skip_special_tokens=not special, clean_up_tokenization_spaces=False
+        )
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """What the vocabulary calls each token, which need not be text, such as ``Ġword``."""
+        return self._loaded.convert_ids_to_tokens(list(tokens))
 
     def token_text(self, token: int) -> str:
         """What one token looks like by itself, special or not."""
@@ -73,13 +79,15 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
+        special: bool = False,
     ) -> tuple[int, ...]:
-        """Token ids of a conversation, up to where the model is to answer.
+        """Token ids of a conversation, up to where the model is to answer, unless the options say otherwise.
 
         Args:
             messages: As the OpenAI API has them.
             tools: Likewise.
             options: Further variables of the template.
+            special: Whether the model's first token and the like are added, which templates mostly write themselves.
 
         Raises:
             RequestError: The model has no template, or its template refuses the conversation.
@@ -91,12 +99,11 @@ class Tokenizer:
                 "the model has no chat template", remedy="send the prompt to /v1/completions instead"
             )
         try:
-            text = self._loaded.apply_chat_template(
-                list(messages), tools=tools, tokenize=False, add_generation_prompt=True, **(options or {})
-            )
+            given = {"add_generation_prompt": True, **(options or {})}
+            text = self._loaded.apply_chat_template(list(messages), tools=tools, tokenize=False, **given)
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise RequestError(f"the model's chat template refuses the messages: {error}") from error
-        return self.encode(text, special=False)
+        return self.encode(text, special)
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer | None:

@@ -6,7 +6,8 @@ One convention is known, that of Hermes and Qwen: ``<tool_call>{"name": ..., "ar
 import json
 from dataclasses import dataclass
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+"""The marks around a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class ToolCall:
 
 def are_known(chat_template: str | None) -> bool:
     """Whether a model with this template writes calls in a way that is understood."""
-    return chat_template is not None and _OPEN in chat_template
+    return chat_template is not None and OPEN in chat_template
 
 
 class ToolCallReader:
@@ -41,7 +42,7 @@ class ToolCallReader:
         self._rest += text
         said = ""
         while True:
-            before, mark, after = self._rest.partition(_CLOSE if self._in_call else _OPEN)
+            before, mark, after = self._rest.partition(CLOSE if self._in_call else OPEN)
             if not mark:
                 break
             said += self._close(before) if self._in_call else before.rstrip()
@@ -55,7 +56,7 @@ class ToolCallReader:
     def finish(self) -> str:
         """What is left for the user at the end."""
         if self._in_call:
-            return _OPEN + self._rest
+            return OPEN + self._rest
         return self._rest.rstrip() if self.calls else self._rest
 
     def _close(self, body: str) -> str:
@@ -65,11 +66,11 @@ class ToolCallReader:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict) or not isinstance(found.get("name"), str):
-            return f"{_OPEN}{body}{_CLOSE}"
+            return f"{OPEN}{body}{CLOSE}"
         self.calls.append(ToolCall(found["name"], json.dumps(found.get("arguments", {}), ensure_ascii=False)))
         return ""
 
 
 def _begun(text: str) -> int:
     """With how many of its first characters a text ends that may become a call."""
-    return next((size for size in range(len(_OPEN) - 1, 0, -1) if text.endswith(_OPEN[:size])), 0)
+    return next((size for size in range(len(OPEN) - 1, 0, -1) if text.endswith(OPEN[:size])), 0)

@@ -129,7 +129,7 @@ class FakeEngine:
             try:
                 self.engine.add(message.request)
             except RequestError as error:
-                self._hear(self, Refused(message.request.id, str(error)))
+                self._hear(self, Refused(message.request.id, str(error), error.param))
         elif isinstance(message, End):
             outputs = self.engine.end(message.request_id, message.index, message.reason)
             self._hear(self, Progress(tuple(outputs), self.engine.load))

@@ -6,6 +6,7 @@ import functools
 import openai
 import pytest
 
+from superscaler.runtime.serving.sampling_params import SamplingParams
 from superscaler.runtime.serving.server.application import ServerLimits
 from tests.runtime.serving.server.fake_engine import writes
 from tests.runtime.serving.server.served import byte_tokenizer, served
@@ -174,6 +175,39 @@ async def test_conversations_go_through_the_template():
 
 
 @in_loop
+async def test_what_a_call_does_not_say_is_as_the_model_has_it():
+    said = {
+        "temperature": 0.7,
+        "extra_body": {"top_k": 4, "min_p": 0.1, "repetition_penalty": 1.3},
+        "top_p": 0.9,
+    }
+    defaults = {"temperature": 0.7, "top_k": 4, "min_p": 0.1, "repetition_penalty": 1.3, "top_p": 0.9}
+    ask = {"model": MODEL, "prompt": "go", "max_tokens": 60, "seed": 8}
+    async with served() as here:
+        plain = (await here.openai.completions.create(**ask)).choices[0].text
+        expected = (await here.openai.completions.create(**ask, **said)).choices[0].text
+    async with served(defaults=SamplingParams(**defaults)) as here:
+        assert (await here.openai.completions.create(**ask)).choices[0].text == expected != plain
+        usual = {"temperature": 1, "top_p": 1}
+        usual["extra_body"] = {"top_k": 0, "min_p": 0, "repetition_penalty": 1}
+        assert (await here.openai.completions.create(**ask, **usual)).choices[0].text == plain
+
+
+@in_loop
+async def test_a_chat_gets_the_models_own_number_of_tokens_as_far_as_there_is_room():
+    async with served(defaults=SamplingParams(max_tokens=33)) as here:
+        chat = functools.partial(
+            here.openai.chat.completions.create, model=MODEL, messages=[{"role": "user", "content": "a"}]
+        )
+        assert (await chat()).usage.completion_tokens == 33
+        assert (await chat(max_completion_tokens=40)).usage.completion_tokens == 40
+        long = await chat(messages=[{"role": "user", "content": "a" * 470}])
+        assert long.usage.total_tokens == 512
+        completion = await here.openai.completions.create(model=MODEL, prompt="a")
+        assert completion.usage.completion_tokens == 16  # which the OpenAI API prescribes
+
+
+@in_loop
 async def test_tool_calls_are_taken_out_of_the_text():
     said = 'Look. <tool_call>\n{"name": "sky", "arguments": {"city": "Ulm"}}\n</tool_call>'
     tools = [{"type": "function", "function": {"name": "sky", "parameters": {"type": "object"}}}]
@@ -204,13 +238,13 @@ async def test_tool_calls_are_taken_out_of_the_text():
 REFUSED = {
     "no prompt": ({"prompt": None}, "prompt"),
     "empty prompt": ({"prompt": ""}, "prompt"),
-    "a prompt of what is no token": ({"prompt": [1, 5000]}, None),
+    "a prompt of what is no token": ({"prompt": [1, 5000]}, "prompt"),
     "a negative token": ({"prompt": [-1]}, "prompt"),
     "mixed prompts": ({"prompt": ["a", 1]}, "prompt"),
-    "temperature below 0": ({"temperature": -1}, None),
+    "temperature below 0": ({"temperature": -1}, "temperature"),
     "a temperature that is a text": ({"temperature": "hot"}, "temperature"),
     "a truth value for a number": ({"max_tokens": True}, "max_tokens"),
-    "no tokens": ({"max_tokens": 0}, None),
+    "no tokens": ({"max_tokens": 0}, "max_tokens"),
     "too many tokens": ({"max_tokens": 600}, None),
     "suffix": ({"suffix": "end"}, "suffix"),
     "best_of": ({"best_of": 3}, "best_of"),
@@ -218,9 +252,22 @@ REFUSED = {
     "too many logprobs": ({"logprobs": 21}, "logprobs"),
     "stream options without a stream": ({"stream_options": {"include_usage": True}}, "stream_options"),
     "a stop that is a number": ({"stop": 5}, "stop"),
-    "an empty stop": ({"stop": ""}, None),
+    "an empty stop": ({"stop": ""}, "stop"),
     "a bias for no token": ({"logit_bias": {"a": 1}}, "logit_bias"),
-    "more sequences than run at once": ({"n": 1000}, None),
+    "a bias for a token that is not there": ({"logit_bias": {"5000": 1}}, "logit_bias"),
+    "a bias out of range": ({"logit_bias": {"1": 101}}, "logit_bias"),
+    "a stop token that is not there": ({"stop_token_ids": [5000]}, "stop_token_ids"),
+    "more sequences than any engine runs": ({"n": 2000}, "n"),
+    "more sequences than run at once": ({"n": 1000}, "n"),
+    "several of what would be the same": ({"n": 2, "temperature": 0}, "n"),
+    "top_p of nothing": ({"top_p": 0}, "top_p"),
+    "top_p above 1": ({"top_p": 1.1}, "top_p"),
+    "top_k below -1": ({"top_k": -2}, "top_k"),
+    "min_p above 1": ({"min_p": 2}, "min_p"),
+    "a penalty out of range": ({"presence_penalty": 3}, "presence_penalty"),
+    "another one": ({"frequency_penalty": -3}, "frequency_penalty"),
+    "no penalty at all": ({"repetition_penalty": 0}, "repetition_penalty"),
+    "more tokens at least than at most": ({"min_tokens": 5}, "min_tokens"),
 }
 
 
@@ -238,6 +285,17 @@ async def test_what_cannot_be_done_is_refused_and_the_field_named(stream):
             assert caught.value.param == param, name
             assert caught.value.body["message"], name
         await here.idle()
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+@in_loop
+async def test_the_field_is_named_as_the_call_names_it(name):
+    async with served() as here:
+        with pytest.raises(openai.BadRequestError, match=f"{name} is 0") as caught:
+            await here.openai.chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": "a"}], **{name: 0}
+            )
+        assert caught.value.param == name
 
 
 @in_loop
