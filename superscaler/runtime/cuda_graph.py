@@ -53,7 +53,9 @@ class CudaRecorder:
                     cause = error
                     raise
         except Exception as error:
-            raise cause or error from None  # the end of a record fails too where its step did, and says only that
+            raise (
+                cause or error
+            ) from None  # the end of a record fails too where its step did, and says only that
         return outputs, CudaRecording(graph)
 
 

@@ -73,13 +73,18 @@ class RecordedStep:
         self._inputs: list[dict[str, Tensor]] = []
         self._number: Tensor | None = None
         self._outputs: Outputs = {}
+        self._updated: dict[str, Tensor] = {}
         self._recording: Recording | None = None
 
     def __call__(
         self, p: Mapping[str, Tensor], state: Mapping[str, Tensor], micro_batches: Sequence[Mapping[str, Tensor]],
         step: int, rt: Runtime,
     ) -> Outputs:  # fmt: skip
-        """Train one step; see the program."""
+        """Train one step; see the program.
+
+        Raises:
+            BuildError: The step cannot be recorded, or its parameters and states are not those it was recorded with.
+        """
         number = self._take(micro_batches, step, rt.device)
 
         def run() -> Outputs:
@@ -88,8 +93,10 @@ class RecordedStep:
         if self._done < self._warm_up:
             outputs = self._recorder.warm_up(run)
         else:
+            updated = {**p, **state}
             if self._recording is None:
-                self._outputs, self._recording = self._record(run, [*p.values(), *state.values()], step)
+                self._outputs, self._recording = self._record(run, updated, step)
+            self._check_places(updated)
             with self._waits.during("the replay of a recorded step", "all axes", self._ranks):
                 self._recording.replay()
             outputs = self._outputs
@@ -101,9 +108,7 @@ class RecordedStep:
         if self._recording is not None:
             self._recording.close()
 
-    def _take(
-        self, micro_batches: Sequence[Mapping[str, Tensor]], step: int, device: torch.device
-    ) -> Tensor:
+    def _take(self, micro_batches: Sequence[Mapping[str, Tensor]], step: int, device: torch.device) -> Tensor:
         """Put what is this step's where the record looks for it; the number of the step, int64 []."""
         if self._number is None:
             self._number = torch.empty((), dtype=torch.int64, device=device)
@@ -115,9 +120,9 @@ class RecordedStep:
         return self._number
 
     def _record(
-        self, run: Callable[[], Outputs], updated: Sequence[Tensor], step: int
+        self, run: Callable[[], Outputs], updated: dict[str, Tensor], step: int
     ) -> tuple[Outputs, Recording]:
-        places = [x.data_ptr() for x in updated]
+        places = {name: x.data_ptr() for name, x in updated.items()}
         try:
             outputs, recording = self._recorder.record(run)
         except (RuntimeError, SuperscalerError) as error:
@@ -125,8 +130,17 @@ class RecordedStep:
                 f"step {step} cannot be recorded for --cuda-graphs: {str(error).strip().splitlines()[0]}",
                 remedy="train without --cuda-graphs, or without what the program does there",
             ).with_traceback(error.__traceback__) from error
-        assert [x.data_ptr() for x in updated] == places, "the program has moved parameters or states"
+        assert {name: x.data_ptr() for name, x in updated.items()} == places, "states are updated in place"
+        self._updated = updated
         return outputs, recording
+
+    def _check_places(self, held: Mapping[str, Tensor]) -> None:
+        for name, recorded in self._updated.items():
+            if held[name] is not recorded:
+                raise BuildError(
+                    f"{name!r} is another tensor than when the step was recorded, which would not see it",
+                    remedy=f"copy into the one that is there: weights[{name!r}].copy_(...)",
+                )
 
 
 def record_program(

@@ -1,7 +1,8 @@
 """A CUDA graph, emulated on a CPU: what a step asks of torch is written down, and done again without its Python.
 
 As in a graph, numbers of Python are frozen, and tensors keep their places: what an operation made anew is made into the
-same memory by each replay. Recording leaves no trace in tensors that were there before. What waits for a device is refused.
+same memory by each replay. Recording leaves no trace in tensors that were there before. What waits for a device is
+refused.
 """
 
 import torch
@@ -13,7 +14,13 @@ WAITING = {
     "aten::_unique2", "aten::masked_select", "aten::lift_fresh", "aten::_pin_memory",
 }  # fmt: skip
 """What the host cannot do before the device is done; a tensor of Python's numbers is copied from memory of the host."""
-EMPTY = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
+EMPTY = {
+    "aten::empty",
+    "aten::empty_like",
+    "aten::empty_strided",
+    "aten::new_empty",
+    "aten::new_empty_strided",
+}
 SENDS = {"c10d::send"}
 
 
