@@ -51,6 +51,6 @@ def adam_(p: list, g: list, m: list, v: list, step: int | Tensor, **options: Any
 def _kernel(
     kernel: Any, p: list, g: list, m: list, v: list, step: int | Tensor, *, skip: Tensor | None, **options: Any,
 ) -> None:  # fmt: skip
-    wide = torch.float64 if p[0].dtype == torch.float64 else torch.float32
-    steps = [torch.as_tensor(step, dtype=wide, device=p[0].device)] * len(p)
+    # in float32 whatever the parameters are: kernels of GPUs read nothing else
+    steps = [torch.as_tensor(step, dtype=torch.float32, device=p[0].device)] * len(p)
     kernel(p, g, m, v, [], steps, amsgrad=False, maximize=False, found_inf=skip, **options)
