@@ -36,14 +36,18 @@ class Axis:
 
     def to_group(self, pieces: Tensor) -> Tensor:
         """One piece per place along the axis, in the order of the group."""
-        order = [self.ranks.index(rank) for rank in sorted(self.ranks)]
-        return pieces if order == sorted(order) else pieces[order]
+        return _in_order(pieces, [self.ranks.index(rank) for rank in sorted(self.ranks)])
 
     def from_group(self, pieces: Tensor) -> Tensor:
         """One piece per member of the group, in the order of the axis."""
         members = sorted(self.ranks)
-        order = [members.index(rank) for rank in self.ranks]
-        return pieces if order == sorted(order) else pieces[order]
+        return _in_order(pieces, [members.index(rank) for rank in self.ranks])
+
+
+def _in_order(pieces: Tensor, order: Sequence[int]) -> Tensor:
+    if list(order) == sorted(order):
+        return pieces
+    return torch.stack([pieces[place] for place in order])  # a list as an index would wait for the device
 
 
 class Way(NamedTuple):

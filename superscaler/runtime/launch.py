@@ -12,12 +12,14 @@ import torch
 from superscaler.errors import BuildError
 from superscaler.runtime.checkpoint import SHARD_BYTES, check_target, save_weights
 from superscaler.runtime.communication import MARGIN
+from superscaler.runtime.cuda_graph import CudaRecorder, check_recordable
 from superscaler.runtime.data import Batches
 from superscaler.runtime.data.options import add_order_options, order_seed
 from superscaler.runtime.elastic import add_elastic_options, choose_build
 from superscaler.runtime.option_values import natural, positive
 from superscaler.runtime.profile import BEFORE, Profile
 from superscaler.runtime.ranks import meet, relative
+from superscaler.runtime.recorded import WARM_UP, RecordedStep, record_program
 from superscaler.runtime.session import (
     Session,
     add_common_options,
@@ -45,6 +47,7 @@ def _run(session: Session, options: argparse.Namespace) -> None:
     build, rank = session.build, session.rank
     if options.save:
         check_target(options.save)
+    recorded = _record(session, options)
     checkpoints = _open_checkpoints(session, options)
     run = (checkpoints and checkpoints.start(options.resume)) or _new_run(session, options)
     batches = Batches(
@@ -64,6 +67,8 @@ def _run(session: Session, options: argparse.Namespace) -> None:
             step=run.step, with_states=options.save_state, source=options.weights,
             shard_bytes=options.shard_bytes,
         )  # fmt: skip
+    if recorded:
+        recorded.close()
     session.close()
 
 
@@ -108,6 +113,20 @@ def _open_reports(session: Session, run: TrainingRun, options: argparse.Namespac
     return StepReports(
         session.build, session.device, options.steps, options.log_every, writers, options.peak_flops
     )
+
+
+def _record(session: Session, options: argparse.Namespace) -> RecordedStep | None:
+    """Let steps be recorded and replayed, if that is asked for."""
+    if not options.cuda_graphs:
+        return None
+    if options.profile:
+        raise BuildError(
+            "--profile measures functions of a program, and --cuda-graphs replays steps without calling them",
+            remedy="profile without --cuda-graphs, or look at the replays with Nsight Systems",
+        )
+    build, rank, device = session.build, session.rank, session.device
+    check_recordable(build, rank, session.module, device)
+    return record_program(session.module, CudaRecorder(device), session.waits, range(build.world_size))
 
 
 def _open_profile(session: Session, options: argparse.Namespace, steps: int) -> Profile | None:
@@ -157,6 +176,12 @@ def _parser(entry: Path) -> argparse.ArgumentParser:
         help="training steps of the run, with --resume those made before among them (default 10)",
     )
     add_common_options(parser)
+    add(
+        "--cuda-graphs",
+        action="store_true",
+        help=f"record a step in a CUDA graph after the first {WARM_UP}, and replay it, for steps that a GPU finishes "
+        "faster than Python launches them; with or without --compile",
+    )
     add_order_options(parser)
     _add_checkpoint_options(parser)
     add(

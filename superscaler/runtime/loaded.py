@@ -20,11 +20,21 @@ from superscaler.ir.tensor import Role
 from superscaler.runtime.build import Build, read_build
 from superscaler.runtime.checkpoint import save_weights
 from superscaler.runtime.compiled import compile_program
+from superscaler.runtime.cuda_graph import CudaRecorder, check_recordable
 from superscaler.runtime.data.piece import cut
 from superscaler.runtime.everyone import Everyone
 from superscaler.runtime.host_memory import keep_freed_memory
 from superscaler.runtime.own_part import own_parts
-from superscaler.runtime.ranks import check_world, choose_device, default_store, join_ranks, leave, meet
+from superscaler.runtime.ranks import (
+    check_world,
+    choose_device,
+    default_store,
+    join_ranks,
+    leave,
+    meet,
+    served_devices,
+)
+from superscaler.runtime.recorded import RecordedStep, record_program
 from superscaler.runtime.safetensors_files import TensorFiles
 from superscaler.runtime.session import load_module, make_runtime
 from superscaler.runtime.stored_tensor import Runs, StoredTensor
@@ -50,6 +60,7 @@ class _Program:
         timeout: Longest wait for another rank, in seconds.
         has_joined: Whether the process group is there for this program.
         is_compiled: Whether what layers compute goes through `torch.compile`.
+        is_recorded: Whether steps are recorded in a CUDA graph, and replayed.
     """
 
     def __init__(
@@ -62,6 +73,7 @@ class _Program:
         timeout: float,
         has_joined: bool,
         is_compiled: bool,
+        is_recorded: bool,
     ) -> None:
         self._has_joined = has_joined
         self._waits, self._watchdog = Waits(device), None
@@ -82,6 +94,11 @@ class _Program:
         """What a user should know of how the weights were read."""
         self._runtime = make_runtime(build, rank, device, timeout, self._waits)
         self._module = load_module(build.folder, build.program_of(rank))
+        self._recorded: RecordedStep | None = None
+        if is_recorded:
+            check_recordable(build, rank, self._module, device)
+            everyone = range(build.world_size)
+            self._recorded = record_program(self._module, CudaRecorder(device), self._waits, everyone)
         self.is_compiled = is_compiled
         """Whether what layers compute goes through `torch.compile`."""
         if is_compiled:
@@ -207,6 +224,8 @@ class _Program:
 
     def close(self) -> None:
         """Leave the other ranks, if it was `load` that joined them; other builds cannot run after that."""
+        if self._recorded:
+            self._recorded.close()
         if self._watchdog:
             self._watchdog.close()
         if self._has_joined:
@@ -332,6 +351,7 @@ def load(
     timeout: float = 600.0,
     allow_edited: bool = False,
     compile: bool = False,
+    cuda_graphs: bool = False,
 ) -> TrainingProgram | InferenceProgram:
     """Load a build, to run it in a loop of one's own; of a build for several devices, every rank does so.
 
@@ -347,6 +367,7 @@ def load(
         timeout: Longest wait for another rank, in seconds.
         allow_edited: Run although stage files were edited after compiling.
         compile: Let what layers compute go through `torch.compile`; the first call takes longer by that.
+        cuda_graphs: Record a training step in a CUDA graph, and replay it from then on.
 
     Returns:
         A function of a batch, inputs by name: a training program trains one step and returns the loss, an
@@ -354,6 +375,7 @@ def load(
 
     Raises:
         BuildError: The folder is no build, its plan needs another number of processes, or ranks have different builds.
+            Or CUDA graphs are asked for where they cannot be.
         CommunicationError: Another rank did not come.
     """
     build = read_build(folder, allow_edited=allow_edited)
@@ -363,7 +385,7 @@ def load(
     if has_joined:
         join_ranks(build, rank, "gloo" if chosen.type == "cpu" else "nccl", timeout)
     kind = TrainingProgram if build.entry == "train.py" else InferenceProgram
-    return kind(build, rank, chosen, weights, seed, timeout, has_joined, compile)
+    return kind(build, rank, chosen, weights, seed, timeout, has_joined, compile, cuda_graphs)
 
 
 def load_alone(
@@ -386,12 +408,12 @@ def load_alone(
     if build.entry == "train.py" or build.world_size != 1:
         kind = "for training" if build.entry == "train.py" else f"for {build.world_size} devices"
         raise BuildError(f"{folder} is a build {kind}", remedy="give one for inference on one device")
-    return InferenceProgram(build, 0, _device(device), weights, seed, 0.0, False, compile)
+    return InferenceProgram(build, 0, _device(device), weights, seed, 0.0, False, compile, False)
 
 
 def _device(wanted: torch.device | str | None) -> torch.device:
     """This rank's device, which the process group serves if there is one."""
-    served = _served() if dist.is_initialized() else {"cpu": "gloo", "cuda": "nccl"}
+    served = served_devices() if dist.is_initialized() else {"cpu": "gloo", "cuda": "nccl"}
     if wanted is None:
         return choose_device("nccl" if torch.cuda.is_available() and served.get("cuda") == "nccl" else "gloo")
     device = torch.device(wanted)
@@ -405,9 +427,3 @@ def _device(wanted: torch.device | str | None) -> torch.device:
             remedy="make it with init_process_group() and no backend, which serves all, or name another device",
         )
     return device
-
-
-def _served() -> dict[str, str]:
-    """Type of device -> the backend by which the default process group serves it."""
-    pairs = (pair.partition(":") for pair in str(dist.get_backend_config()).split(","))
-    return {device: backend for device, _, backend in pairs}

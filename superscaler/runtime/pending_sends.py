@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -32,6 +33,8 @@ class PendingSends:
             self._queue.put((work, x))
             return
         self._started.append((work, x))
+        if torch.cuda.is_current_stream_capturing():
+            return  # what is only recorded never completes; `wait` records that what follows comes after it
         while self._started and self._started[0][0].is_completed():
             self._started.popleft()
 

@@ -33,7 +33,14 @@ def seed_of(seed: int, key: str | int) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def hash_bits(seed: int, indices: Tensor) -> Tensor:
+def seed_at(key: str | int, step: int | Tensor) -> int | Tensor:
+    """A 64-bit seed for each step, in a tensor on the device where the number of the step is in one."""
+    if isinstance(step, Tensor):
+        return hash_bits(seed_of(0, key), step)
+    return int(hash_bits(seed_of(0, key), torch.tensor(step)))
+
+
+def hash_bits(seed: int | Tensor, indices: Tensor) -> Tensor:
     """64 random bits as an int64 for each of `indices` (int64, any shape)."""
     bits = (indices * _signed(_GAMMA)).add_(seed)
     for shift, factor in _MIX:

@@ -118,6 +118,12 @@ def from_first(group: Any, function: Callable[[], Result]) -> Result:
     return result
 
 
+def served_devices() -> dict[str, str]:
+    """Type of device -> the backend by which the default process group serves it."""
+    pairs = (pair.partition(":") for pair in str(dist.get_backend_config()).split(","))
+    return {device: backend for device, _, backend in pairs}
+
+
 def leave() -> None:
     """Let go of the other ranks."""
     if dist.is_initialized():

@@ -84,7 +84,8 @@ class Waits:
         if self._mark is not None:
             self._mark.__exit__(None, None, None)
             self._mark = None
-        if self._is_queued and self._wait is not None:
+        # what is recorded is done in replays, which are waits of their own
+        if self._is_queued and self._wait is not None and not torch.cuda.is_current_stream_capturing():
             self._enqueue(self._wait)
         self._wait = None
         self._left = time.monotonic()

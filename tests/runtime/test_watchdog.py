@@ -169,6 +169,7 @@ def test_on_a_gpu_a_communication_counts_until_the_device_has_done_it(monkeypatc
             return self in done
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     waits = Waits("cuda")
     for operation in ("all_reduce", "all_gather"):
         with waits.during(operation, "dp", (0, 1)):

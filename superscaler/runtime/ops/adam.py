@@ -37,18 +37,20 @@ def _adam(
 
 
 @fused
-def adamw_(p: list, g: list, m: list, v: list, step: int, **options: Any) -> None:
+def adamw_(p: list, g: list, m: list, v: list, step: int | Tensor, **options: Any) -> None:
     """One step of ``torch.optim.AdamW`` over lists; overwrites parameters and moments."""
     _kernel(torch.ops.aten._fused_adamw_, p, g, m, v, step, **options)
 
 
 @fused
-def adam_(p: list, g: list, m: list, v: list, step: int, **options: Any) -> None:
+def adam_(p: list, g: list, m: list, v: list, step: int | Tensor, **options: Any) -> None:
     """One step of ``torch.optim.Adam`` over lists; overwrites parameters and moments."""
     _kernel(torch.ops.aten._fused_adam_, p, g, m, v, step, **options)
 
 
-def _kernel(kernel: Any, p: list, g: list, m: list, v: list, step: int, **options: Any) -> None:
-    wide = torch.float64 if p[0].dtype == torch.float64 else torch.float32
-    steps = [torch.tensor(float(step), dtype=wide, device=p[0].device)] * len(p)
-    kernel(p, g, m, v, [], steps, amsgrad=False, maximize=False, **options)
+def _kernel(
+    kernel: Any, p: list, g: list, m: list, v: list, step: int | Tensor, *, skip: Tensor | None, **options: Any,
+) -> None:  # fmt: skip
+    # in float32 whatever the parameters are: kernels of GPUs read nothing else
+    steps = [torch.as_tensor(step, dtype=torch.float32, device=p[0].device)] * len(p)
+    kernel(p, g, m, v, [], steps, amsgrad=False, maximize=False, found_inf=skip, **options)

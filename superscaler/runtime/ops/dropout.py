@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from superscaler.runtime.random import element_numbers, hash_bits, row_chunks, seed_of
+from superscaler.runtime.random import element_numbers, hash_bits, row_chunks, seed_at
 
 
 def dropout(
@@ -27,7 +27,7 @@ def dropout(
 
     Args:
         x: The local box of a tensor, any shape.
-        step: Number of the training step, an integer or a scalar tensor.
+        step: Number of the training step, an integer or a scalar tensor; one on the device of `x` is not waited for.
         p: Probability that an element is dropped, in [0, 1].
         key: Names the dropout: two with different keys drop independently.
         starts: Index in the whole tensor of the local box's first element, per dim; None: all 0.
@@ -44,7 +44,7 @@ def dropout(
     starts = (0,) * len(box) if starts is None else tuple(starts)
     assert len(whole) == len(starts) == len(box), (whole, starts, box)
     assert prod(box) == x.numel(), (box, x.shape)
-    seed = seed_of(int(step), key)
+    seed = seed_at(key, step)
     threshold = round(p * 2**64) - 2**63
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     flat_x, flat_out = x.reshape(-1), out.view(-1)

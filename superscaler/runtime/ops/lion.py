@@ -7,11 +7,12 @@ from superscaler.runtime.ops.update import functional, in_place
 
 
 def _lion(
-    p: Tensor, g: Tensor, m: Tensor, step: int, *, lr: float, beta1: float, beta2: float, weight_decay: float
-) -> tuple[Tensor, Tensor]:
+    p: Tensor, g: Tensor, m: Tensor, step: int | Tensor, *, lr: float | Tensor, beta1: float, beta2: float,
+    weight_decay: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One step of Lion: the new parameter and momentum."""
     direction = torch.lerp(m, g, 1 - beta1).sign()
-    return (p * (1 - lr * weight_decay)).sub(direction, alpha=lr), torch.lerp(m, g, 1 - beta2)
+    return p * (1 - lr * weight_decay) - direction * lr, torch.lerp(m, g, 1 - beta2)
 
 
 lion = functional(_lion)

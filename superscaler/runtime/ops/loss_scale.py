@@ -8,7 +8,9 @@ from torch import Tensor
 
 def loss_scale(scale: Tensor, step: int | Tensor, *, init: float) -> Tensor:
     """What the loss is multiplied by in this step; before the first there is no scale but `init`."""
-    return torch.full_like(scale, init) if int(step) == 1 else scale.clone()
+    if isinstance(step, Tensor):
+        return torch.where(step == 1, torch.full_like(scale, init), scale)
+    return torch.full_like(scale, init) if step == 1 else scale.clone()
 
 
 def count_nonfinite(g: Tensor) -> Tensor:

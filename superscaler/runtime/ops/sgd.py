@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superscaler.runtime.ops.update import functional, fused
+from superscaler.runtime.ops.update import functional, fused, is_first
 
 
 @functional
@@ -28,12 +28,13 @@ def sgd(
 
 @fused
 def sgd_(
-    p: list, g: list, *buffers_and_step: Any, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
-) -> None:
+    p: list, g: list, *buffers_and_step: Any, lr: float | Tensor, momentum: float = 0.0, weight_decay: float = 0.0,
+    skip: Tensor | None = None,
+) -> None:  # fmt: skip
     """One step of ``torch.optim.SGD`` over lists, overwriting parameters and momentum buffers."""
     *buffers, step = buffers_and_step
     torch.ops.aten._fused_sgd_(
         p, g, buffers[0] if buffers else [], weight_decay=weight_decay, lr=lr,
         momentum=momentum if buffers else 0.0, dampening=0.0, nesterov=False, maximize=False,
-        is_first_step=step == 1,
+        is_first_step=is_first(step), found_inf=skip,
     )  # fmt: skip

@@ -3,6 +3,9 @@
 An optimizer is a function ``rule(p, g, *states, step, *, lr, ...) -> (p, *states)`` (`superscaler.runtime.ops.adam`).
 `functional` makes of it the operator of one parameter, `in_place` what a program calls on lists. `step` counts from 1:
 the first update a parameter ever gets is step 1.
+
+On lists `step` may be a whole number in a tensor on the device: then nothing is read on the host, and the same calls
+serve every step but the first of a process. Its number is one of Python's, since states that are new are filled in it.
 """
 
 from collections import defaultdict
@@ -60,18 +63,21 @@ def functional(rule: Rule) -> Callable[..., Any]:
 def in_place(rule: Rule) -> Callable[..., None]:
     """``update_(ps, gs, *states, step, **options)`` over lists; overwrites parameters and states."""
 
-    def row_by_row(p: list, g: list, *states_step: Any, **options: Any) -> None:
+    def row_by_row(p: list, g: list, *states_step: Any, skip: Tensor | None, **options: Any) -> None:
         *states, step = states_step
         for row in zip(p, g, *states, strict=True):
             new = rule(*row, step, **options)
             for target, value in zip((row[0], *row[2:]), new, strict=True):
-                target.copy_(value)
+                target.copy_(value if skip is None else torch.where(skip != 0, target, value))
 
     return fused(row_by_row)
 
 
 def fused(kernel: Callable[..., None]) -> Callable[..., None]:
-    """As `in_place`, where a kernel of torch takes the lists: ``kernel(ps, gs, *states, step, **options)``."""
+    """As `in_place`, where a kernel of torch takes the lists: ``kernel(ps, gs, *states, step, skip=..., **options)``.
+
+    `skip` is None, or a float32 number on the device that is 1 where nothing is to change, as torch's kernels want it.
+    """
 
     @wraps(kernel)
     def update_(
@@ -80,21 +86,38 @@ def fused(kernel: Callable[..., None]) -> Callable[..., None]:
         master_weights: bool = False, **options: Any,
     ) -> None:  # fmt: skip
         *states, step = states_and_step
-        if skip is not None and bool(skip):
-            return
-        number, updated = int(step if count is None else count), ps
+        number, updated = step if count is None else count, ps
+        if not isinstance(step, Tensor):
+            number = int(number)
         if master_weights:
             *states, updated = states
-            if number == 1:
+            if is_first(number):
                 torch.ops.aten._foreach_copy_(updated, ps)
+        if isinstance(step, Tensor):
+            skip = None if skip is None else skip.float()
+        elif skip is not None and bool(skip):
+            return
+        else:
+            skip = None
+        rate = _as_kernels_want(learning_rate(lr, step))
         with _columns(updated, gs, *states) as groups:
             for columns in groups.values():
                 for p, g, *rest in _scaled(columns, gradient_scale):
-                    kernel(p, g, *rest, number, lr=learning_rate(lr, step), **options)
+                    kernel(p, g, *rest, number, lr=rate, skip=skip, **options)
         if master_weights:
             torch.ops.aten._foreach_copy_(ps, updated)
 
     return update_
+
+
+def is_first(number: int | Tensor) -> bool:
+    """Whether no update was made before this one, which is not the case where the number is in a tensor."""
+    return not isinstance(number, Tensor) and number <= 1
+
+
+def _as_kernels_want(rate: float | Tensor) -> float | Tensor:
+    """A learning rate on a GPU in float32, in which torch's kernels there read it."""
+    return rate.float() if isinstance(rate, Tensor) and rate.is_cuda else rate
 
 
 def update_fetching(

@@ -49,6 +49,9 @@ def test_schedules_are_those_of_torch(schedule, then):
     torch.testing.assert_close(rates, warmed_up(then), rtol=1e-12, atol=0)
     printed = [eval(rate_call(argument), {"ops": ops, "step": step}) for step in range(1, TOTAL + 1)]
     assert printed == rates
+    on_device = [learning_rate(argument, torch.tensor(step)) for step in range(1, TOTAL + 1)]
+    assert all(rate.dtype == torch.float64 for rate in on_device)
+    assert [rate.item() for rate in on_device] == pytest.approx(rates, rel=1e-15)
 
 
 @pytest.mark.parametrize("schedule", [ss.Linear(PEAK, 0, TOTAL, FLOOR), ss.Cosine(PEAK, 0, TOTAL, FLOOR)])

@@ -212,3 +212,39 @@ def test_states_fetched_in_pieces_are_updated_as_all_at_once(chunk, master_weigh
     for ours, wanted in zip(pieces, whole, strict=True):
         for x, y in zip(ours, wanted, strict=True):
             assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [None, 3.0])
+@pytest.mark.parametrize("skip", [None, False, True])
+def test_a_step_whose_number_is_in_a_tensor_is_the_same_step(kind, count, skip):
+    p, g, states = start(kind)
+    options = {"gradient_scale": torch.tensor(0.25, dtype=torch.float64), "lr": ("cosine", 0.1, 2, 10, 0.01)}
+    options |= {} if count is None else {"count": torch.tensor(count)}
+    options |= {} if skip is None else {"skip": torch.tensor(skip)}
+    options |= KINDS[kind][1]
+    found = []
+    for step in (5, torch.tensor(5)):
+        lists = [p.clone()], *([state.clone()] for state in states)
+        getattr(ops, f"{kind}_")(lists[0], [g], *lists[1:], step, **options)
+        found.append([column[0] for column in lists])
+    for ours, wanted in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-14, atol=1e-15)
+    assert torch.equal(found[1][0], p) == bool(skip)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_made_in_a_first_step_that_is_skipped_serve_the_next(kind):
+    """The first has a number of Python's, the others one in a tensor, which cannot say that copies are to be made."""
+    torch.manual_seed(4)
+    rounded = torch.randn(6).bfloat16()
+    lists = tuple([x] for x in (rounded.clone(), *(torch.zeros(6) for _ in range(KINDS[kind][0] + 1))))
+    truth = rounded.float(), *(torch.zeros(6) for _ in range(KINDS[kind][0]))
+    g, options = torch.randn(6).bfloat16(), {"lr": 1e-3, **KINDS[kind][1]}
+    skipped = {"skip": torch.tensor(True), "count": torch.tensor(0.0), "master_weights": True}
+    made = {"skip": torch.tensor(False), "count": torch.tensor(1.0), "master_weights": True}
+    getattr(ops, f"{kind}_")(lists[0], [g], *lists[1:], 1, **skipped, **options)
+    assert torch.equal(lists[0][0], rounded)
+    getattr(ops, f"{kind}_")(lists[0], [g], *lists[1:], torch.tensor(2), **made, **options)
+    wanted = getattr(ops, kind)(truth[0], g.float(), *truth[1:], 1, **options)
+    torch.testing.assert_close(lists[-1][0], wanted[0], rtol=1e-6, atol=1e-7)
