@@ -5,12 +5,13 @@ from functools import cached_property
 from math import prod
 
 from superscaler.ir.axes import Axes
+from superscaler.ir.float8 import WIDE
 from superscaler.ir.graph import Operator, Phase
 from superscaler.ir.kinds import VIEWS
 from superscaler.ir.layout import Layout
 from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import DTYPE_BYTES
-from superscaler.planner.arithmetic import arithmetic, attention_scores, share_of_caches
+from superscaler.planner.arithmetic import arithmetic, arithmetic_dtype, attention_scores, share_of_caches
 from superscaler.planner.device import Device
 from superscaler.planner.efficiency import OperatorClass
 from superscaler.planner.operator_class import class_of
@@ -28,7 +29,7 @@ class Work:
     num_bytes: float
     """Read from memory and written to it."""
     dtype: str
-    """Of the result."""
+    """In what it computes."""
 
     def seconds(self, device: Device) -> float:
         """How long it takes a device by its curves."""
@@ -56,6 +57,8 @@ class PlacedWork:
         operator = self.placed.graph.by_name[name]
         if self.stores_scores and operator.kind in SCORE_PASSES:
             return self._with_stored_scores(operator)
+        if operator.kind in WIDE:
+            return self._with_casts(operator)
         return (self.of(name),)
 
     def of(self, name: str) -> Work:
@@ -100,7 +103,7 @@ class PlacedWork:
             )
             if not self._is_handed_on(operator.name, name)
         )
-        return Work(operator_class, flops, moved, graph.tensors[operator.writes[0]].dtype)
+        return Work(operator_class, flops, moved, arithmetic_dtype(graph, operator))
 
     def _with_stored_scores(self, operator: Operator) -> tuple[Work, Work]:
         """Products of all scores, those that a causal mask hides too, and what works on them point by point."""
@@ -117,6 +120,17 @@ class PlacedWork:
             ),
             Work(OperatorClass.POINTWISE, scores, passes * scores * width, whole.dtype),
         )
+
+    def _with_casts(self, operator: Operator) -> tuple[Work, Work]:
+        """A product of float8 numbers, and the casts before it: operands are read for their largest, read, written."""
+        whole, layouts = self.of(operator.name), self.placed.reads(operator)
+        sizes = [local_elements(layout) for layout in layouts[:2] if layout is not None]
+        bytes_before = sum(
+            size * DTYPE_BYTES[self.placed.graph.tensors[name].dtype]
+            for name, size in zip(operator.reads, sizes, strict=False)
+        )
+        product = replace(whole, num_bytes=whole.num_bytes - bytes_before + sum(sizes))
+        return product, Work(OperatorClass.POINTWISE, sum(sizes), 2 * bytes_before + sum(sizes), "float32")
 
     def _pieces(self, operator: Operator) -> int:
         placement = self.placed.placements[operator.name]

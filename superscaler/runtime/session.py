@@ -19,6 +19,7 @@ from superscaler.runtime.communication import Runtime
 from superscaler.runtime.compiled import compile_program
 from superscaler.runtime.data import Source, Stream, open_data
 from superscaler.runtime.data.options import add_data_options, token_format
+from superscaler.runtime.ops.float8 import check_float8
 from superscaler.runtime.ranks import check_world, choose_device, join_ranks, leave, relative
 from superscaler.runtime.waits import Waits
 from superscaler.runtime.watchdog import Watchdog
@@ -88,6 +89,8 @@ def _open(folder: Path, options: argparse.Namespace, data_set: Path | str) -> Se
         torch.set_num_threads(options.threads)
     backend = options.backend or ("nccl" if torch.cuda.is_available() else "gloo")
     device = choose_device(backend)
+    if build.float8:
+        check_float8(device)
     waits, watchdog = Waits(device), None
     if build.world_size > 1:
         store = join_ranks(build, rank, backend, options.timeout)

@@ -1,0 +1,81 @@
+"""Float8: linear layers that multiply in float8 (`superscaler.runtime.ops.float8`), and why others do not.
+
+A pass from graph to graph. Parameters, activations and gradients stay what they are; only products are others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from superscaler.errors import TraceError
+from superscaler.ir.graph import Graph, Operator
+
+FLOAT8 = {
+    "linear": "linear_float8",
+    "linear_input_gradient": "linear_float8_input_gradient",
+    "linear_weight_gradient": "linear_float8_weight_gradient",
+}
+"""Kind -> the kind that multiplies in float8."""
+WIDE = {narrow: wide for wide, narrow in FLOAT8.items()}
+"""Kind that multiplies in float8 -> the kind that does not."""
+LINEAR = ("linear", FLOAT8["linear"])
+"""The kinds of a linear layer's forward."""
+DTYPE = "bfloat16"
+"""Of the operands: it is what the kernels of torch give back."""
+ALIGNED = 16
+"""Of what the kernels take multiples."""
+
+
+def with_float8(graph: Graph) -> Graph:
+    """The graph whose linear layers multiply in float8, forward and backward, where they can.
+
+    Raises:
+        TraceError: The graph is for inference, or no layer can.
+    """
+    if not graph.is_training:
+        raise TraceError(
+            f"float8 is for training, and {graph.name!r} was traced for inference",
+            remedy="leave out float8, or trace with an optimizer",
+        )
+    found = replace(graph, float8=True, operators=tuple(_narrowed(graph, one) for one in graph.operators))
+    if not count_float8(found):
+        said = "; ".join(f"{module or 'a call'}: {why}" for module, why in wide_layers(found)[:3])
+        raise TraceError(
+            f"no linear layer of {graph.name!r} can multiply in float8 ({said or 'it has none'})",
+            remedy="compute in bfloat16 (--autocast bfloat16), in sizes that are multiples of 16; "
+            "or leave out float8",
+        )
+    return found
+
+
+def wide_layers(graph: Graph) -> list[tuple[str, str]]:
+    """Module and reason of each linear layer that does not multiply in float8."""
+    wide = (one for one in graph.operators if one.kind == "linear" and not one.is_again)
+    return list(dict.fromkeys((one.module, _why_wide(graph, one)) for one in wide))
+
+
+def count_float8(graph: Graph) -> int:
+    """How many of the user's calls of linear layers multiply in float8."""
+    return len({one.origin for one in graph.operators if one.kind == FLOAT8["linear"]})
+
+
+def why_wide(dtypes: Sequence[str], outputs: int, inputs: int) -> str:
+    """Why a layer of a weight [outputs, inputs] does not multiply in float8; empty where it can."""
+    other = next((dtype for dtype in dtypes if dtype != DTYPE), "")
+    if other:
+        return f"it computes in {other}, not in {DTYPE}"
+    sizes = ((outputs, "outputs"), (inputs, "inputs"))
+    odd = [f"its {size} {what} are no multiple of {ALIGNED}" for size, what in sizes if size % ALIGNED]
+    return " and ".join(odd)
+
+
+def _narrowed(graph: Graph, operator: Operator) -> Operator:
+    if operator.kind not in FLOAT8 or _why_wide(graph, operator):
+        return operator
+    return replace(operator, kind=FLOAT8[operator.kind])
+
+
+def _why_wide(graph: Graph, operator: Operator) -> str:
+    """Of a layer's forward or gradient: all three have its weight or the gradient of it, and so tell the same."""
+    is_weight_gradient = operator.kind == "linear_weight_gradient"
+    weight = graph.tensors[operator.writes[0] if is_weight_gradient else operator.reads[1]]
+    return why_wide([graph.tensors[name].dtype for name in operator.reads], *weight.shape)
