@@ -29,7 +29,9 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     dtypes = [str(value.dtype).removeprefix("torch.") for value in (x, w)]
     if x.dim() == 1 or why_wide(dtypes, *w.shape):
         return F.linear(x, w, b)
-    return _Float8Linear.apply(x, w, b)  # pyright: ignore[reportReturnType]
+    # under autocast torch adds the bias of a float8 product in another way
+    with torch.autocast("cpu", enabled=False):
+        return _Float8Linear.apply(x, w, b)  # pyright: ignore[reportReturnType]
 
 
 class _Float8Linear(torch.autograd.Function):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from superscaler.errors import TraceError
-from superscaler.ir.graph import Graph, Operator
+from superscaler.ir.graph import Graph, Operator, drop_unread
 
 FLOAT8 = {
     "linear": "linear_float8",
@@ -19,6 +19,13 @@ WIDE = {narrow: wide for wide, narrow in FLOAT8.items()}
 """Kind that multiplies in float8 -> the kind that does not."""
 LINEAR = ("linear", FLOAT8["linear"])
 """The kinds of a linear layer's forward."""
+CASTS = {
+    "linear_float8": ("float8_rows", "float8_rows"),
+    "linear_float8_input_gradient": ("float8_rows", "float8_columns"),
+    "linear_float8_weight_gradient": ("float8_columns", "float8_columns"),
+}
+"""Kind that multiplies in float8 -> the functions that cast its two operands; a program may call them by themselves."""
+DTYPE_OF_CASTS = "float8_e4m3fn"
 DTYPE = "bfloat16"
 """Of the operands: it is what the kernels of torch give back."""
 ALIGNED = 16
@@ -36,7 +43,8 @@ def with_float8(graph: Graph) -> Graph:
             f"float8 is for training, and {graph.name!r} was traced for inference",
             remedy="leave out float8, or trace with an optimizer",
         )
-    found = replace(graph, float8=True, operators=tuple(_narrowed(graph, one) for one in graph.operators))
+    operators = tuple(_narrowed(graph, one) for one in graph.operators)
+    found = _with_shared_copies(replace(graph, float8=True, operators=operators))
     if not count_float8(found):
         said = "; ".join(f"{module or 'a call'}: {why}" for module, why in wide_layers(found)[:3])
         raise TraceError(
@@ -68,10 +76,31 @@ def why_wide(dtypes: Sequence[str], outputs: int, inputs: int) -> str:
     return " and ".join(odd)
 
 
+def owner_of(operator: Operator) -> str:
+    """The module that has an operator's own: its layers share copies and casts of what they have in common."""
+    return operator.module.rpartition(".")[0]
+
+
 def _narrowed(graph: Graph, operator: Operator) -> Operator:
     if operator.kind not in FLOAT8 or _why_wide(graph, operator):
         return operator
     return replace(operator, kind=FLOAT8[operator.kind])
+
+
+def _with_shared_copies(graph: Graph) -> Graph:
+    """The graph in which layers of one module read one copy in lower precision of what they have in common.
+
+    Autocast makes a copy for each of q, k and v. Of one copy, one cast to float8 serves all three.
+    """
+    first: dict[str, str] = {}
+    standing: dict[str, str] = {}
+    operators: list[Operator] = []
+    for one in graph.operators:
+        operators.append(replace(one, reads=tuple(standing.get(name, name) for name in one.reads)))
+        if one.kind == "aten._to_copy":
+            key = repr((one.reads, one.arguments, one.keywords, one.phase, owner_of(one)))
+            standing[one.writes[0]] = first.setdefault(key, one.writes[0])
+    return drop_unread(graph.with_operators(tuple(operators)))
 
 
 def _why_wide(graph: Graph, operator: Operator) -> str:

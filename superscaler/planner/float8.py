@@ -30,7 +30,7 @@ def describe_float8(graph: Graph) -> tuple[str, ...]:
         reasons.setdefault(reason, []).append(module or "outside of modules")
     count = count_float8(graph)
     return (
-        f"float8: {count} linear layer{'s' * (count != 1)} multiply in float8",
+        f"float8: {count} linear layer{'s multiply' if count != 1 else ' multiplies'} in float8",
         *(f"  not {', '.join(modules)}: {reason}" for reason, modules in reasons.items()),
         f"  whatever is no linear layer, such as attention, is computed in {DTYPE} or wider",
     )

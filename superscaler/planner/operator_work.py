@@ -5,7 +5,7 @@ from functools import cached_property
 from math import prod
 
 from superscaler.ir.axes import Axes
-from superscaler.ir.float8 import WIDE
+from superscaler.ir.float8 import CASTS, WIDE, owner_of
 from superscaler.ir.graph import Operator, Phase
 from superscaler.ir.kinds import VIEWS
 from superscaler.ir.layout import Layout
@@ -122,15 +122,32 @@ class PlacedWork:
         )
 
     def _with_casts(self, operator: Operator) -> tuple[Work, Work]:
-        """A product of float8 numbers, and the casts before it: operands are read for their largest, read, written."""
-        whole, layouts = self.of(operator.name), self.placed.reads(operator)
-        sizes = [local_elements(layout) for layout in layouts[:2] if layout is not None]
-        bytes_before = sum(
-            size * DTYPE_BYTES[self.placed.graph.tensors[name].dtype]
-            for name, size in zip(operator.reads, sizes, strict=False)
+        """A product of float8 numbers, and the casts before it that none has made in its place.
+
+        A cast reads its operand twice, once for the largest of each row, and writes a byte per element.
+        """
+        whole, product, casts = self.of(operator.name), 0.0, 0.0
+        for kind, name, layout in zip(
+            CASTS[operator.kind], operator.reads, self.placed.reads(operator), strict=False
+        ):
+            assert layout is not None
+            elements, wide = local_elements(layout), self._bytes(name, layout)
+            product += elements - wide
+            if self._casting[kind, name, operator.phase, owner_of(operator)] == operator.name:
+                casts += 2 * wide + elements
+        return (
+            replace(whole, num_bytes=whole.num_bytes + product),
+            Work(OperatorClass.POINTWISE, 0.0, casts, "float32"),
         )
-        product = replace(whole, num_bytes=whole.num_bytes - bytes_before + sum(sizes))
-        return product, Work(OperatorClass.POINTWISE, sum(sizes), 2 * bytes_before + sum(sizes), "float32")
+
+    @cached_property
+    def _casting(self) -> dict[tuple[str, str, Phase, str], str]:
+        """Cast, operand, phase and module -> the first product that wants it, which makes it for all others."""
+        found: dict[tuple[str, str, Phase, str], str] = {}
+        for operator in self.placed.graph.operators:
+            for kind, name in zip(CASTS.get(operator.kind, ()), operator.reads, strict=False):
+                found.setdefault((kind, name, operator.phase, owner_of(operator)), operator.name)
+        return found
 
     def _pieces(self, operator: Operator) -> int:
         placement = self.placed.placements[operator.name]

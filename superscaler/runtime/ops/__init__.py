@@ -18,6 +18,8 @@ from superscaler.runtime.ops.cross_entropy import cross_entropy, cross_entropy_b
 from superscaler.runtime.ops.dropout import dropout, dropout_backward
 from superscaler.runtime.ops.embedding import embedding, embedding_backward
 from superscaler.runtime.ops.float8 import (
+    float8_columns,
+    float8_rows,
     linear_float8,
     linear_float8_input_gradient,
     linear_float8_weight_gradient,
@@ -81,6 +83,8 @@ __all__ = [
     "dropout_backward",
     "embedding",
     "embedding_backward",
+    "float8_columns",
+    "float8_rows",
     "gradient_norm",
     "group_norm",
     "group_norm_backward",

@@ -19,6 +19,9 @@ product keeps, and each product casts its operands anew:
 * The kernel takes sizes that are multiples of 16. Pieces of a plan may be others; zeros are added to them.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,34 +39,47 @@ _EXPONENT = 0x7F800000
 CAPABILITY = (8, 9)
 """Compute capability from which CUDA devices multiply float8 numbers: Ada; then Hopper (9.0)."""
 
-Rows = tuple[Tensor, Tensor]
-"""A matrix cast row by row: numbers [m, k] in e4m3, and what each row is to be multiplied by, [m, 1] in float32."""
+
+class Cast(NamedTuple):
+    """A matrix cast row by row."""
+
+    numbers: Tensor
+    """[m, k] in e4m3, with zeros up to a multiple of 16 of k."""
+    scales: Tensor
+    """What each row is to be multiplied by, [m, 1] in float32."""
+    lead: tuple[int, ...]
+    """The dims that m stands for."""
 
 
-def float8_rows(x: Tensor) -> Rows:
+def float8_rows(x: Tensor) -> Cast:
     """The rows of `x` [*m, k], cast for a product that contracts k."""
-    return _cast(_matrix(x))
+    return _cast(_matrix(x), x.shape[:-1])
 
 
-def float8_columns(x: Tensor) -> Rows:
+def float8_columns(x: Tensor) -> Cast:
     """The columns of `x` [*m, k], as the k rows of a matrix, cast for a product that contracts all of m."""
-    return _cast(_matrix(x).t())
+    return _cast(_matrix(x).t(), x.shape[-1:])
 
 
-def linear_float8(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear`` of `x` [*b, k], `weight` [n, k] and `bias` [n], all in bfloat16: [*b, n]."""
-    y = _product(float8_rows(x), float8_rows(weight), bias)
-    return y.view(*x.shape[:-1], weight.shape[0])
+def linear_float8(x: Tensor | Cast, weight: Tensor | Cast, bias: Tensor | None = None) -> Tensor:
+    """``F.linear`` of `x` [*b, k], `weight` [n, k] and `bias` [n], all in bfloat16: [*b, n].
+
+    Here and below an operand may have been cast before: by `float8_rows` where its last dim is contracted, else by
+    `float8_columns`.
+    """
+    rows = _rows(x)
+    return _product(rows, _rows(weight), bias).view(*rows.lead, -1)
 
 
-def linear_float8_input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
+def linear_float8_input_gradient(dy: Tensor | Cast, weight: Tensor | Cast) -> Tensor:
     """Gradient of the input, [*b, k], from `dy` [*b, n] and `weight` [n, k]."""
-    return _product(float8_rows(dy), float8_columns(weight)).view(*dy.shape[:-1], weight.shape[1])
+    rows = _rows(dy)
+    return _product(rows, _columns(weight)).view(*rows.lead, -1)
 
 
-def linear_float8_weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
+def linear_float8_weight_gradient(dy: Tensor | Cast, x: Tensor | Cast) -> Tensor:
     """Gradient of the weight, [n, k], from `dy` [*b, n] and the input `x` [*b, k]."""
-    return _product(float8_columns(dy), float8_columns(x))
+    return _product(_columns(dy), _columns(x))
 
 
 def check_float8(device: torch.device) -> None:
@@ -82,19 +98,27 @@ def check_float8(device: torch.device) -> None:
     )
 
 
-def _cast(x: Tensor) -> Rows:
-    """`x` [m, k] with zeros up to a multiple of 16 of k."""
+def _rows(x: Tensor | Cast) -> Cast:
+    return x if isinstance(x, Cast) else float8_rows(x)
+
+
+def _columns(x: Tensor | Cast) -> Cast:
+    return x if isinstance(x, Cast) else float8_columns(x)
+
+
+def _cast(x: Tensor, lead: Sequence[int]) -> Cast:
     # in float32: the inductor of torch 2.13 makes code for CPUs that does not compile of a maximum of bfloat16
     wide = F.pad(x, (0, -x.shape[1] % ALIGNED)).float()
     largest = torch.linalg.vector_norm(wide, float("inf"), 1, keepdim=True)
     factor = (LARGEST / largest.clamp(min=_SMALLEST_MAXIMUM)).view(torch.int32).bitwise_and(_EXPONENT)
     factor = factor.view(torch.float32)
-    return (wide * factor).to(torch.float8_e4m3fn).contiguous(), factor.reciprocal()
+    numbers = (wide * factor).to(torch.float8_e4m3fn).contiguous()
+    return Cast(numbers, factor.reciprocal(), tuple(lead))
 
 
-def _product(a: Rows, b: Rows, bias: Tensor | None = None) -> Tensor:
+def _product(a: Cast, b: Cast, bias: Tensor | None = None) -> Tensor:
     """``a @ b.T + bias``: [m, n] in bfloat16, of a [m, k] and b [n, k]."""
-    (a_numbers, a_scales), (b_numbers, b_scales) = a, b
+    (a_numbers, a_scales, _), (b_numbers, b_scales, _) = a, b
     if not (a_numbers.is_cuda or _CPU_HAS_KERNEL):
         y = (a_numbers.float() * a_scales) @ (b_numbers.float() * b_scales).t()
         return (y if bias is None else y + bias).bfloat16()
