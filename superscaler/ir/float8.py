@@ -46,7 +46,7 @@ def with_float8(graph: Graph) -> Graph:
     operators = tuple(_narrowed(graph, one) for one in graph.operators)
     found = _with_shared_copies(replace(graph, float8=True, operators=operators))
     if not count_float8(found):
-        said = "; ".join(f"{module or 'a call'}: {why}" for module, why in wide_layers(found)[:3])
+        said = "; ".join(f"{layer}: {why}" for layer, why in wide_layers(found)[:3])
         raise TraceError(
             f"no linear layer of {graph.name!r} can multiply in float8 ({said or 'it has none'})",
             remedy="compute in bfloat16 (--autocast bfloat16), in sizes that are multiples of 16; "
@@ -56,9 +56,10 @@ def with_float8(graph: Graph) -> Graph:
 
 
 def wide_layers(graph: Graph) -> list[tuple[str, str]]:
-    """Module and reason of each linear layer that does not multiply in float8."""
+    """Each linear layer that does not multiply in float8, by its module, or the line of the call; and the reason."""
     wide = (one for one in graph.operators if one.kind == "linear" and not one.is_again)
-    return list(dict.fromkeys((one.module, _why_wide(graph, one)) for one in wide))
+    named = ((one.module or f"the call at {one.source}", _why_wide(graph, one)) for one in wide)
+    return list(dict.fromkeys(named))
 
 
 def count_float8(graph: Graph) -> int:

@@ -26,11 +26,11 @@ def describe_float8(graph: Graph) -> tuple[str, ...]:
     if not graph.float8:
         return ()
     reasons: dict[str, list[str]] = {}
-    for module, reason in wide_layers(graph):
-        reasons.setdefault(reason, []).append(module or "outside of modules")
+    for layer, reason in wide_layers(graph):
+        reasons.setdefault(reason, []).append(layer)
     count = count_float8(graph)
     return (
         f"float8: {count} linear layer{'s multiply' if count != 1 else ' multiplies'} in float8",
-        *(f"  not {', '.join(modules)}: {reason}" for reason, modules in reasons.items()),
+        *(f"  not {', '.join(layers)}: {reason}" for reason, layers in reasons.items()),
         f"  whatever is no linear layer, such as attention, is computed in {DTYPE} or wider",
     )

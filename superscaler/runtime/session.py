@@ -89,8 +89,6 @@ def _open(folder: Path, options: argparse.Namespace, data_set: Path | str) -> Se
         torch.set_num_threads(options.threads)
     backend = options.backend or ("nccl" if torch.cuda.is_available() else "gloo")
     device = choose_device(backend)
-    if build.float8:
-        check_float8(device)
     waits, watchdog = Waits(device), None
     if build.world_size > 1:
         store = join_ranks(build, rank, backend, options.timeout)
@@ -115,7 +113,13 @@ def load_start(session: Session, options: argparse.Namespace) -> Loaded:
 def make_runtime(
     build: Build, rank: int, device: torch.device, timeout: float = 600.0, waits: Waits | None = None
 ) -> Runtime:
-    """What the program of a rank communicates with; `waits` is told of every communication."""
+    """What the program of a rank communicates with; `waits` is told of every communication.
+
+    Raises:
+        BuildError: The device has not the arithmetic of the build.
+    """
+    if build.float8:
+        check_float8(device)
     return Runtime(
         rank,
         build.stages,

@@ -107,8 +107,9 @@ def _columns(x: Tensor | Cast) -> Cast:
 
 
 def _cast(x: Tensor, lead: Sequence[int]) -> Cast:
+    missing = -x.shape[1] % ALIGNED
     # in float32: the inductor of torch 2.13 makes code for CPUs that does not compile of a maximum of bfloat16
-    wide = F.pad(x, (0, -x.shape[1] % ALIGNED)).float()
+    wide = (F.pad(x, (0, missing)) if missing else x).float()
     largest = torch.linalg.vector_norm(wide, float("inf"), 1, keepdim=True)
     factor = (LARGEST / largest.clamp(min=_SMALLEST_MAXIMUM)).view(torch.int32).bitwise_and(_EXPONENT)
     factor = factor.view(torch.float32)
