@@ -18,11 +18,13 @@ from superscaler.codegen.comparison import compare_programs_with_eager, initial_
 from superscaler.codegen.emit import emit
 from superscaler.codegen.verify import verify_programs
 from superscaler.codegen.virtual import run_step
-from superscaler.errors import PlanError, TraceError
+from superscaler.errors import BuildError, PlanError, TraceError
 from superscaler.ir.float8 import FLOAT8, WIDE, count_float8, wide_layers
 from superscaler.ir.text import format_graph, parse_graph
 from superscaler.ir.trace import trace
 from superscaler.planner.recipes import parse_plan
+from superscaler.runtime.build import read_build
+from superscaler.runtime.session import make_runtime
 from tests.codegen.plans import planned, programs_of
 from tests.codegen.test_emit import STEPS, torchrun
 
@@ -199,6 +201,14 @@ def test_float8_of_nothing_is_refused(options, message):
 def test_devices_without_float8_are_refused():
     with pytest.raises(PlanError, match="A100-80GB of dgx-a100 has no such arithmetic"):
         compiler.plan(traced(), ss.Cluster.preset("dgx-a100"), "dp=8")
+
+
+def test_a_build_does_not_start_on_an_older_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    compiler.plan(traced(), ss.Cluster.local(1)).save(tmp_path / "build")
+    with pytest.raises(BuildError, match=r"multiplies in float8, which cuda:0 .*8\.0.* cannot"):
+        make_runtime(read_build(tmp_path / "build"), 0, torch.device("cuda", 0))
 
 
 @pytest.mark.parametrize("preset", ["dgx-h100", "h200", "workstation-4090"])
