@@ -20,6 +20,7 @@ from superscaler.ir.loss_scale import LossScale
 from superscaler.ir.optimizers import Optimizer
 from superscaler.ir.trace import trace
 from superscaler.planner.cluster import Cluster
+from superscaler.planner.float8 import check_float8
 from superscaler.planner.plan import Plan, make_plan
 from superscaler.planner.planner import Planner
 from superscaler.planner.prices import Prices
@@ -143,8 +144,10 @@ def plan(graph: Graph, cluster: Cluster, how: str | PlanScript = "none") -> Comp
             `report` of what was found.
 
     Raises:
-        PlanError: The plan does not fit the graph or the cluster; or there is none that does.
+        PlanError: The plan does not fit the graph or the cluster; or there is none that does; or the cluster has no
+            float8, where the graph has.
     """
+    check_float8(graph, cluster)
     if isinstance(how, str) and how.partition(",")[0] == "auto":
         found, report = find_plan(graph, cluster, auto_space(how))
         return CompiledPlan(found.name, found.cluster, found.materialized, found.schedule, report)
@@ -163,6 +166,7 @@ def compile(
     loss: Callable[[Any], Any] | None = None,
     optimizer: Optimizer | None = None,
     autocast: str = "",
+    float8: bool = False,
     loss_scale: LossScale | str | None = None,
     dynamic: Dynamic | None = None,
     save: str | Path | None = None,
@@ -173,8 +177,9 @@ def compile(
         SuperscalerError: Some step failed; the message says which, where, and what to do.
     """
     graph = trace(
-        model, args, kwargs, loss, optimizer, autocast=autocast, loss_scale=loss_scale, dynamic=dynamic
-    )
+        model, args, kwargs, loss, optimizer,
+        autocast=autocast, float8=float8, loss_scale=loss_scale, dynamic=dynamic,
+    )  # fmt: skip
     compiled = _plan(graph, cluster, plan).verify()
     if save is not None:
         compiled.save(save)

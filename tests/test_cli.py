@@ -287,6 +287,27 @@ def test_training_options_reach_the_program(capsys, tmp_path):
     assert "max_norm=0.5" in source
 
 
+def test_float8_is_compiled_and_what_stays_wide_is_told(capsys, tmp_path):
+    half = ["--autocast", "bfloat16", "--float8", "--set", "vocab=33"]
+    said = re.compile(r"not the call at .*gpt.py:\d+: its 33 outputs are no multiple of 16")
+    code, out, err = run(capsys, "compile", f"{GPT}:tiny", "-o", str(tmp_path / "b"), *SMALL, *half)
+    assert code == 0, err
+    assert "float8: 12 linear layers multiply in float8" in out
+    assert said.search(out)
+    assert "ops.linear_float8_weight_gradient(" in (tmp_path / "b" / "stage0.py").read_text()
+    assert json.loads((tmp_path / "b" / "plan.json").read_text())["float8"] is True
+    assert said.search((tmp_path / "b" / "plan.txt").read_text())
+    code, out, _ = run(capsys, "show", f"{GPT}:tiny", *SMALL, *half)
+    assert code == 0
+    assert said.search(out)
+    code, out, err = run(capsys, "compile", f"{GPT}:tiny", "-o", str(tmp_path / "b"), *SMALL, *half, "--json")
+    assert json.loads(out)["devices"] == 1
+    assert said.search(err)
+    code, _, err = run(capsys, "compile", f"{GPT}:tiny", "-o", str(tmp_path / "c"), *SMALL, "--float8")
+    assert code == 1
+    assert "--autocast bfloat16" in err
+
+
 def test_a_schedule_without_an_end_is_refused(capsys):
     code, _, err = run(capsys, "check", f"{GPT}:tiny", *SMALL, "--lr-schedule", "linear")
     assert code == 1

@@ -2,12 +2,14 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from superscaler.cli.model_options import add_model, make_plan
 from superscaler.cli.terminal import print_json, progress
 from superscaler.codegen.plan_file import entry_name
+from superscaler.planner.float8 import describe_float8
 
 _SUMMARY = "model and plan -> a build folder that torchrun runs"
 
@@ -27,6 +29,8 @@ def _run(options: argparse.Namespace) -> None:
     with progress("writing"):
         how = {"arguments": options.words, "cluster": options.cluster, "folder": os.getcwd()}
         folder = plan.save(options.output, options.model, {"compiled_with": how})
+    for line in describe_float8(plan.graph):
+        print(line, file=sys.stderr if options.json else sys.stdout)
     launch = ["torchrun", "--nproc-per-node", str(plan.num_devices), f"{folder}/{entry_name(plan)}"]
     if options.json:
         print_json(

@@ -60,6 +60,7 @@ def _add_optimizer(group: Any) -> None:
     add("--clip-norm", type=float, metavar="NORM", help="largest norm of all gradients")
     add("--master-weights", action="store_true", help="update float32 copies of parameters")
     add("--autocast", default="", choices=("bfloat16", "float16"), help="of the forward pass")
+    add("--float8", action="store_true", help="multiply in float8 where linear layers compute in bfloat16")
     add("--loss-scale", choices=("dynamic",), help="scale the loss, skip steps that overflow")
 
 
@@ -189,6 +190,7 @@ def make_graph(
             *model,
             optimizer=optimizer,
             autocast=options.autocast,
+            float8=options.float8,
             loss_scale=options.loss_scale,
             dynamic=_dynamic(options.dynamic),
         )

@@ -3,12 +3,14 @@
 import copy
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from superscaler.codegen.eager_float8 import Float8Linears
 from superscaler.ir.autocast import autocast
 from superscaler.ir.graph import Graph, Operator
 from superscaler.ir.kinds import resolve
@@ -47,7 +49,7 @@ class Eager:
             return self._infer(call)
         for parameter in self.parameters.values():
             parameter.grad = None
-        with autocast(self.graph.autocast):
+        with autocast(self.graph.autocast), Float8Linears() if self.graph.float8 else nullcontext():
             target = self._loss(call)
         self.scaler.scale(target).backward()
         gradients = {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}

@@ -13,6 +13,7 @@ from superscaler.codegen.operator_files import defined_by
 from superscaler.codegen.plan_file import entry_name
 from superscaler.codegen.printed_program import PrintedProgram
 from superscaler.codegen.program import Compute, Exchange, Part, Program, Send
+from superscaler.codegen.shared_casts import share_casts
 from superscaler.codegen.source_lines import INDENT, WIDTH, statement
 from superscaler.ir.graph import Phase
 from superscaler.ir.mesh import TIME, format_devices
@@ -28,7 +29,7 @@ _ACCUMULATE = '''def accumulate(sums, name, value):
 
 def emit(plan: Plan, program: Program) -> str:
     """The source of one row's program."""
-    printed, tables = PrintedProgram(plan, fold_updates(program)), NameTables()
+    printed, tables = PrintedProgram(plan, share_casts(fold_updates(program))), NameTables()
     phases = emit_phases(printed, tables)
     functions, returned = list(phases.functions), ()
     update = None

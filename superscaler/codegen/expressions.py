@@ -6,6 +6,7 @@ from typing import Any
 
 from superscaler.codegen.program import Compute, Offset
 from superscaler.codegen.sizes import Sizes
+from superscaler.ir.float8 import LINEAR
 from superscaler.ir.graph import Ref
 from superscaler.ir.kinds import call_name
 from superscaler.ir.layout import Extent
@@ -89,7 +90,7 @@ def call(
             rest[:1] = rest[0]
         inside = ", ".join([*map(text, rest), *(f"{key}={text(value)}" for key, value in keywords)])
         return Text(f"{reads[0].atom}.{METHODS[kind]}({inside})")
-    if kind == "linear" and arguments[-1] is None:
+    if kind in LINEAR and arguments[-1] is None:
         arguments = arguments[:2]
     while kind == "attention" and arguments and arguments[-1] is None:
         arguments = arguments[:-1]

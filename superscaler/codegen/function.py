@@ -29,6 +29,7 @@ from superscaler.codegen.program import (
 from superscaler.codegen.sizes import Sizes
 from superscaler.codegen.source_lines import INDENT, WIDTH, statement
 from superscaler.codegen.transfers import accumulated_sum, made_together, started_sum, transfer
+from superscaler.ir.float8 import LINEAR
 from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import Role
 from superscaler.planner.steps import StepKind
@@ -349,7 +350,7 @@ class Function:
         read, write, axis = instruction.read, instruction.write, instruction.step.axis
         text = self.read(read)
         condition = f"{self.sizes.coordinate(axis)} == 0"
-        is_bias = isinstance(following, Compute) and following.kind == "linear"
+        is_bias = isinstance(following, Compute) and following.kind in LINEAR
         readers = self.printed.readers.get(write, [])
         if is_bias and len(readers) == 1 and readers[0][1] is following and following.reads[2:] == (write,):
             self._assign(write, f"{text} if {condition} else None", f"added once along {axis}", hint="bias")

@@ -22,8 +22,8 @@ from superscaler.codegen.program import (
 def modules_of(program: Program, body: Sequence[Instruction]) -> list[str]:
     """The module each instruction belongs to; empty where it belongs to none, as messages do.
 
-    What ends a layer (a wait, a move to host memory) belongs to what came before it; a move to the device belongs to
-    what comes next.
+    What ends a layer (a wait, a move to host memory) belongs to what came before it; a move to the device and a cast
+    belong to what comes next.
     """
     modules: list[str] = []
     graph = program.graph
@@ -44,6 +44,10 @@ def modules_of(program: Program, body: Sequence[Instruction]) -> list[str]:
             module = modules[-1] if modules else ""
         modules.append(module)
     for place in reversed(range(len(body) - 1)):
-        if isinstance(body[place], FromHost):
+        if isinstance(body[place], FromHost) or _is_cast(body[place]):
             modules[place] = modules[place + 1]
     return modules
+
+
+def _is_cast(instruction: Instruction) -> bool:
+    return isinstance(instruction, Compute) and instruction.kind in ("float8_rows", "float8_columns")

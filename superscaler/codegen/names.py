@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 from superscaler.ir.axes import Axes
+from superscaler.ir.float8 import LINEAR, WIDE
 from superscaler.ir.graph import AGAIN, Graph, Operator, Phase
 from superscaler.ir.import_fx import plain_name
 from superscaler.ir.kinds import output_labels
@@ -15,7 +16,7 @@ VIEWS = {
     "aten.expand",
 }  # fmt: skip
 """Kinds whose result is another view of what they read, and keeps its name."""
-_WHOLE_MODULE = {"linear", "embedding", "aten.native_layer_norm"}
+_WHOLE_MODULE = {*LINEAR, "embedding", "aten.native_layer_norm"}
 """Kinds that are all their module does, so that the module's name says enough."""
 _PLAIN = {
     "sum": "total", "sub": "difference", "mul": "product", "div": "quotient", "ne": "mask", "eq": "mask", "lt": "mask",
@@ -78,7 +79,7 @@ def _forward_names(graph: Graph, axes: Axes, operator: Operator, names: Mapping[
         base = "x"
     elif operator.kind in _WHOLE_MODULE and module:
         base = module
-    elif operator.kind == "linear" and axes.fine(operator.writes[0])[-1:] and _ends_in_vocab(axes, operator):
+    elif operator.kind in LINEAR and axes.fine(operator.writes[0])[-1:] and _ends_in_vocab(axes, operator):
         base = "logits"
     else:
         is_core = kind in ("attention", "paged_attention")
@@ -99,8 +100,9 @@ def _gradient_names(
 ) -> dict[str, str]:
     """What an operator of the backward pass writes is the gradient of something its forward operator read."""
     labels = output_labels(operator.kind, len(operator.writes))
-    wanted, position = _OPERAND_OF.get(operator.kind, (operator.kind.removesuffix("_backward"), 0))
-    alike = [origin for origin in origins if origin.kind == wanted]
+    kind = WIDE.get(operator.kind, operator.kind)
+    wanted, position = _OPERAND_OF.get(kind, (kind.removesuffix("_backward"), 0))
+    alike = [origin for origin in origins if WIDE.get(origin.kind, origin.kind) == wanted]
     if not alike and len({origin.name for origin in origins}) == 1:
         alike = origins
     if operator.origin < 0 and operator.kind == "full":

@@ -12,8 +12,8 @@ from superscaler.ir.graph import Ref
 from superscaler.ir.kinds import VIEWS as MEMORY_VIEWS
 
 _OWNED = {
-    "linear", "linear_input_gradient", "aten.mm", "aten.bmm", "aten.addmm", "aten.add.Tensor",
-    "aten.native_layer_norm_backward",
+    "linear", "linear_input_gradient", "linear_float8", "linear_float8_input_gradient", "aten.mm", "aten.bmm",
+    "aten.addmm", "aten.add.Tensor", "aten.native_layer_norm_backward",
 }  # fmt: skip
 """Kinds whose results are new memory, of which none shares any with another."""
 

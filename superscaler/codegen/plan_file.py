@@ -58,6 +58,8 @@ def describe_build(
         "initialisers": {name: [list(step) for step in steps] for name, steps in graph.initialisers.items()},
         "exchanges": _exchanges(plan, programs),
     }
+    if graph.float8:
+        described["float8"] = True
     if graph.sizes:
         described["sizes"] = dict(graph.sizes)
         described["requirements"] = [[one.condition, one.reason] for one in plan.requirements]

@@ -7,6 +7,7 @@ from functools import cached_property
 from superscaler.codegen.names import identifier, name_tensors
 from superscaler.codegen.program import (
     Collective,
+    Compute,
     Free,
     Instruction,
     Keep,
@@ -19,6 +20,7 @@ from superscaler.codegen.program import (
     writes_of,
 )
 from superscaler.codegen.sizes import Cut, name_cuts
+from superscaler.ir.float8 import DTYPE_OF_CASTS
 from superscaler.ir.graph import AGAIN, Graph, Operator, Phase
 from superscaler.ir.import_fx import plain_name
 from superscaler.ir.mesh import Mesh
@@ -195,6 +197,8 @@ class PrintedProgram:
 
     def is_again(self, instruction: Instruction) -> bool:
         """Whether an instruction repeats one of the forward, in the backward."""
+        if isinstance(instruction, Compute) and instruction.kind == "float8_columns":
+            return False  # of what was computed again; it is the backward that wants it
         return any(
             self.value(name).tensor.endswith(AGAIN)
             for name in writes_of(instruction)
@@ -206,6 +210,8 @@ class PrintedProgram:
         if name not in self.program.values:
             return identifier(name)
         hint = self.hints[self.value(name).tensor]
+        if self.value(name).dtype == DTYPE_OF_CASTS:
+            return f"{hint}_float8"
         return f"{hint}_host" if self.value(name).host else hint
 
     @cached_property

@@ -108,6 +108,8 @@ class Graph:
     """Stored tensor without a value -> how it is filled before the first step (`superscaler.ir.deferred`)."""
     autocast: str = ""
     """The dtype ``torch.autocast`` lowers to in the forward pass, or empty."""
+    float8: bool = False
+    """Whether linear layers multiply in float8 where they can (`superscaler.ir.float8`)."""
     saved_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Parameter or buffer -> its names in a checkpoint, where that is not its own name alone: all names of a
     tied parameter, none of a buffer that is not persistent."""

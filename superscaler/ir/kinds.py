@@ -151,7 +151,9 @@ def output_labels(kind: str, count: int) -> tuple[str, ...]:
 
 
 def call_name(kind: str) -> str:
-    """The function of a kind, as generated source names it."""
+    """The function of a kind, or of a cast, as generated source names it."""
+    if kind in ("float8_rows", "float8_columns"):
+        return f"ops.{kind}"
     return (KINDS[kind].call if kind in KINDS else "") or f"torch.ops.{kind}"
 
 

@@ -51,6 +51,7 @@ def format_graph(graph: Graph) -> str:
     lines += [f"require {one.condition}  # {one.reason}" for one in graph.requirements]
     lines.append(f"graph {_name(graph.name)}({inputs}) -> {', '.join(map(_name, graph.outputs))}".rstrip())
     lines += [f"autocast {graph.autocast}"] if graph.autocast else []
+    lines += ["float8"] if graph.float8 else []
     for tensor in graph.tensors.values():
         if tensor.name in graph.writer or tensor.name in graph.inputs:
             continue
@@ -86,7 +87,8 @@ def parse_graph(text: str) -> Graph:
     return Graph(
         builder.name, builder.tensors, tuple(builder.operators), builder.inputs, builder.outputs,
         builder.updates, builder.gradients, initialisers=builder.initialisers, saved_as=builder.saved_as,
-        autocast=builder.autocast, sizes={name: int(size) for name, size in builder.sizes.items()},
+        autocast=builder.autocast, float8=builder.float8,
+        sizes={name: int(size) for name, size in builder.sizes.items()},
         requirements=tuple(builder.requirements),
     )  # fmt: skip
 
@@ -268,6 +270,7 @@ class _Builder:
         self.initialisers: dict[str, tuple[tuple[Any, ...], ...]] = {}
         self.saved_as: dict[str, tuple[str, ...]] = {}
         self.autocast = ""
+        self.float8 = False
         self.sizes: dict[str, Size] = {}
         self.requirements: list[Requirement] = []
 
@@ -282,6 +285,8 @@ class _Builder:
             self.outputs = tuple(reader.listed(reader.name, ""))
         elif word == "autocast":
             self.autocast = reader.take()
+        elif word == "float8":
+            self.float8 = True
         elif word == "size":
             name = reader.name()
             reader.take("=")

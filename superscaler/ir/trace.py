@@ -26,6 +26,7 @@ from superscaler.ir import deferred
 from superscaler.ir.autocast import autocast as autocast_to
 from superscaler.ir.checkpointing import unrolled_checkpoints
 from superscaler.ir.dynamic import Dynamic, Symbols
+from superscaler.ir.float8 import with_float8
 from superscaler.ir.functional import without_mutations
 from superscaler.ir.give_rules import give_rules
 from superscaler.ir.graph import Graph
@@ -48,6 +49,7 @@ def trace(
     initialisers: Mapping[str, Any] | None = None,
     name: str | None = None,
     autocast: str = "",
+    float8: bool = False,
     loss_scale: LossScale | str | None = None,
     dynamic: Dynamic | None = None,
 ) -> Graph:
@@ -67,6 +69,8 @@ def trace(
         name: The graph's name; by default the model's class, in lower case.
         autocast: ``"bfloat16"`` or ``"float16"``: the forward pass computes as under ``torch.autocast``, and
             parameters stay as precise as they are.
+        float8: Whether linear layers that compute in bfloat16 multiply in float8, forward and backward, with a scale
+            per row (`superscaler.runtime.ops.float8`), where their sizes are multiples of 16.
         loss_scale: A `LossScale`, or ``"dynamic"`` for its defaults: gradients are those of the loss times a
             number that shrinks when they overflow; such a step is skipped.
         dynamic: For inference: which dims of which inputs vary from run to run, and a name for each such size:
@@ -75,7 +79,7 @@ def trace(
 
     Raises:
         TraceError: The model branches on the values of tensors, its loss is no scalar, it holds an
-            operator that cannot be captured, or it fixes a size that should vary.
+            operator that cannot be captured, or it fixes a size that should vary; no layer can multiply in float8.
     """
     bound = _bind(model, args, kwargs or {})
     parameters = dict(model.named_parameters())
@@ -122,7 +126,7 @@ def trace(
         initialisers={key: tuple(tuple(step) for step in steps) for key, steps in initialisers.items()},
         saved_as={**_saved_as(model, stored), **dict.fromkeys(graph.values, ())},
     )
-    graph = give_rules(graph)
+    graph = give_rules(with_float8(graph) if float8 else graph)
     verify_graph(graph)
     return graph
 

@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from math import prod
 
 from superscaler.ir.axes import Axes
-from superscaler.ir.graph import Operator
+from superscaler.ir.float8 import WIDE
+from superscaler.ir.graph import Graph, Operator
 from superscaler.ir.kinds import row_of
+from superscaler.planner.device import FLOAT8
 from superscaler.planner.efficiency import OperatorClass
 from superscaler.planner.operator_class import class_of
 
@@ -39,6 +41,11 @@ def arithmetic(axes: Axes, operator: Operator) -> float:
         prod(axis.size for letter in step for axis in letters[letter]) for step in steps or [held | written]
     )
     return row.flops_per_point * points
+
+
+def arithmetic_dtype(graph: Graph, operator: Operator) -> str:
+    """In what an operator computes: the type of its result, unless it multiplies in float8."""
+    return FLOAT8 if operator.kind in WIDE else graph.tensors[operator.writes[0]].dtype
 
 
 def attention_scores(axes: Axes, operator: Operator) -> int:

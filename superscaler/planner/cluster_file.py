@@ -18,7 +18,7 @@ import yaml
 
 from superscaler.errors import PlanError
 from superscaler.planner.cluster import Cluster, Link, Nodes
-from superscaler.planner.device import FLOPS_CLASSES, Device
+from superscaler.planner.device import FLOAT8, FLOPS_CLASSES, Device
 from superscaler.planner.efficiency import PEAK, Curve, Efficiency, OperatorClass
 from superscaler.planner.profile_database import ProfileDatabase
 from superscaler.planner.transport import IDEAL, Collective, Measured, Protocol, Transport
@@ -138,7 +138,10 @@ def _nodes(values: Mapping[str, Any]) -> Nodes:
     device = Device(
         str(values.get("device", name)),
         values["memory_bytes"],
-        tuple((kind, speeds.get(kind, fallback)) for kind in FLOPS_CLASSES),
+        (
+            *((kind, speeds.get(kind, fallback)) for kind in FLOPS_CLASSES),
+            *((kind, speeds[kind]) for kind in (FLOAT8,) if kind in speeds),
+        ),
         values["memory_bandwidth"],
         values["host_bandwidth"],
         _efficiency(values["efficiency"]) if "efficiency" in values else PEAK,

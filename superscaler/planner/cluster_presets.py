@@ -1,7 +1,7 @@
 """The machines `Cluster.preset` knows, from their data sheets, and the guesses for a laptop."""
 
 from superscaler.planner.cluster import Cluster, Link, Nodes
-from superscaler.planner.device import GIB, Device
+from superscaler.planner.device import FLOAT8, FLOPS_CLASSES, GIB, Device
 from superscaler.planner.efficiency import A100, GAMING, H100, H100_500W, PROCESSOR, V100, Efficiency
 from superscaler.planner.transport import GLOO, NCCL
 
@@ -13,9 +13,9 @@ NVLINK_EFFICIENCY, PCIE_EFFICIENCY, NETWORK_EFFICIENCY = 0.8, 0.75, 0.92
 
 def local(num_devices: int) -> Cluster:
     """One machine of `num_devices` processes; the figures are guesses for a laptop's processor."""
-    device = Device(
-        "cpu", 8 * GIB, (("float64", 2.5e10), ("float32", 5e10), ("half", 5e10)), 1e10, 5e9, PROCESSOR
-    )
+    # float8 is computed by float32
+    flops = (("float64", 2.5e10), ("float32", 5e10), ("half", 5e10), (FLOAT8, 5e10))
+    device = Device("cpu", 8 * GIB, flops, 1e10, 5e9, PROCESSOR)
     nodes = Nodes(1, num_devices, device, Link(2e9, 5e-5), Link(1e9, 1e-4), num_devices)
     return Cluster("local", (nodes,), GLOO)
 
@@ -23,14 +23,14 @@ def local(num_devices: int) -> Cluster:
 def _device(
     name: str,
     memory_bytes: int,
-    teraflops: tuple[float, float, float],
+    teraflops: tuple[float, ...],
     memory_gigabytes_per_second: float,
     pcie_gigabytes_per_second: float,
     efficiency: Efficiency,
 ) -> Device:
-    """A device; dense teraflops in float64, float32, half."""
-    float64, float32, half = (1e12 * speed for speed in teraflops)
-    flops = (("float64", float64), ("float32", float32), ("half", half))
+    """A device; dense teraflops in float64, float32, half, and in float8 where it has that."""
+    classes = (*FLOPS_CLASSES, FLOAT8)[: len(teraflops)]
+    flops = tuple((kind, 1e12 * speed) for kind, speed in zip(classes, teraflops, strict=True))
     memory, pcie = 1e9 * memory_gigabytes_per_second, 1e9 * pcie_gigabytes_per_second
     return Device(name, memory_bytes, flops, memory, pcie, efficiency)
 
@@ -38,12 +38,12 @@ def _device(
 # Peak dense figures of NVIDIA's data sheets; of PCIe 3.0, 4.0 and 5.0 x16, what copies reach (12, 25, 50 GB/s).
 V100_32GB = _device("V100-32GB", 32 * GIB, (7.8, 15.7, 125.0), 900, 12, V100)
 A100_80GB = _device("A100-80GB", 80 * GIB, (9.7, 19.5, 312.0), 2039, 25, A100)
-H100_80GB = _device("H100-80GB", 80 * GIB, (34.0, 67.0, 989.5), 3350, 50, H100)
+H100_80GB = _device("H100-80GB", 80 * GIB, (34.0, 67.0, 989.5, 1979.0), 3350, 50, H100)
 # torchtitan's platform: 96 GB HBM2e and 500 W; the arithmetic is that of SXM, which the power does not sustain
-H100_96GB = _device("H100-96GB-500W", 96 * 10**9, (34.0, 67.0, 989.5), 2400, 50, H100_500W)
-H200_141GB = _device("H200-141GB", 141 * 10**9, (34.0, 67.0, 989.5), 4800, 50, H100)
-# RTX 4090 and RTX A6000 data sheets (Ada and Ampere GA102 white papers): half with float32 accumulation
-RTX_4090 = _device("RTX-4090", 24 * GIB, (1.29, 82.6, 165.2), 1008, 25, GAMING)
+H100_96GB = _device("H100-96GB-500W", 96 * 10**9, (34.0, 67.0, 989.5, 1979.0), 2400, 50, H100_500W)
+H200_141GB = _device("H200-141GB", 141 * 10**9, (34.0, 67.0, 989.5, 1979.0), 4800, 50, H100)
+# RTX 4090 and RTX A6000 data sheets (Ada and Ampere GA102 white papers): half and float8 with float32 accumulation
+RTX_4090 = _device("RTX-4090", 24 * GIB, (1.29, 82.6, 165.2, 330.3), 1008, 25, GAMING)
 RTX_A6000 = _device("RTX-A6000", 48 * GIB, (0.6, 38.7, 154.8), 768, 25, GAMING)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from superscaler.errors import PlanError
 from superscaler.ir.axes import Axes, Axis
+from superscaler.ir.float8 import LINEAR
 from superscaler.ir.graph import PIECE, Graph, Operator, Phase, Ref, map_refs
 from superscaler.ir.kinds import is_linear, row_of
 from superscaler.ir.size import exact_quotient
@@ -26,7 +27,7 @@ from superscaler.planner.recompute import recompute
 
 COMBINE = {"sum": "aten.add.Tensor", "max": "aten.maximum", "logsumexp": "aten.logaddexp"}
 """Reducer -> the kind that combines the results of two pieces."""
-_OPTIONAL = {"linear", "aten.convolution"}
+_OPTIONAL = {*LINEAR, "aten.convolution"}
 """Kinds whose additive operand may be None."""
 
 

@@ -1,5 +1,6 @@
 """Which class of operators a kind belongs to, from the family of operators whose table its row is in."""
 
+from superscaler.ir.float8 import FLOAT8, WIDE
 from superscaler.ir.graph import Operator
 from superscaler.ir.kind_tables.convolutions import CONVOLUTIONS
 from superscaler.ir.kind_tables.indexing import INDEXING
@@ -11,7 +12,7 @@ from superscaler.ir.optimizers import OPTIMIZERS
 from superscaler.planner.efficiency import OperatorClass
 
 FAMILIES = {
-    OperatorClass.MATMUL: (PRODUCTS, "linear", "linear_input_gradient", "linear_weight_gradient"),
+    OperatorClass.MATMUL: (PRODUCTS, *FLOAT8, *WIDE),
     OperatorClass.ATTENTION: (
         (), "attention", "attention_backward", "attention_mask_gradient", "paged_attention",
     ),

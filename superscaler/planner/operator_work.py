@@ -5,12 +5,13 @@ from functools import cached_property
 from math import prod
 
 from superscaler.ir.axes import Axes
+from superscaler.ir.float8 import CASTS, WIDE, owner_of
 from superscaler.ir.graph import Operator, Phase
 from superscaler.ir.kinds import VIEWS
 from superscaler.ir.layout import Layout
 from superscaler.ir.mesh import Mesh
 from superscaler.ir.tensor import DTYPE_BYTES
-from superscaler.planner.arithmetic import arithmetic, attention_scores, share_of_caches
+from superscaler.planner.arithmetic import arithmetic, arithmetic_dtype, attention_scores, share_of_caches
 from superscaler.planner.device import Device
 from superscaler.planner.efficiency import OperatorClass
 from superscaler.planner.operator_class import class_of
@@ -28,7 +29,7 @@ class Work:
     num_bytes: float
     """Read from memory and written to it."""
     dtype: str
-    """Of the result."""
+    """In what it computes."""
 
     def seconds(self, device: Device) -> float:
         """How long it takes a device by its curves."""
@@ -56,6 +57,8 @@ class PlacedWork:
         operator = self.placed.graph.by_name[name]
         if self.stores_scores and operator.kind in SCORE_PASSES:
             return self._with_stored_scores(operator)
+        if operator.kind in WIDE:
+            return self._with_casts(operator)
         return (self.of(name),)
 
     def of(self, name: str) -> Work:
@@ -100,7 +103,7 @@ class PlacedWork:
             )
             if not self._is_handed_on(operator.name, name)
         )
-        return Work(operator_class, flops, moved, graph.tensors[operator.writes[0]].dtype)
+        return Work(operator_class, flops, moved, arithmetic_dtype(graph, operator))
 
     def _with_stored_scores(self, operator: Operator) -> tuple[Work, Work]:
         """Products of all scores, those that a causal mask hides too, and what works on them point by point."""
@@ -117,6 +120,34 @@ class PlacedWork:
             ),
             Work(OperatorClass.POINTWISE, scores, passes * scores * width, whole.dtype),
         )
+
+    def _with_casts(self, operator: Operator) -> tuple[Work, Work]:
+        """A product of float8 numbers, and the casts before it that none has made in its place.
+
+        A cast reads its operand twice, once for the largest of each row, and writes a byte per element.
+        """
+        whole, product, casts = self.of(operator.name), 0.0, 0.0
+        for kind, name, layout in zip(
+            CASTS[operator.kind], operator.reads, self.placed.reads(operator), strict=False
+        ):
+            assert layout is not None
+            elements, wide = local_elements(layout), self._bytes(name, layout)
+            product += elements - wide
+            if self._casting[kind, name, operator.phase, owner_of(operator)] == operator.name:
+                casts += 2 * wide + elements
+        return (
+            replace(whole, num_bytes=whole.num_bytes + product),
+            Work(OperatorClass.POINTWISE, 0.0, casts, "float32"),
+        )
+
+    @cached_property
+    def _casting(self) -> dict[tuple[str, str, Phase, str], str]:
+        """Cast, operand, phase and module -> the first product that wants it, which makes it for all others."""
+        found: dict[tuple[str, str, Phase, str], str] = {}
+        for operator in self.placed.graph.operators:
+            for kind, name in zip(CASTS.get(operator.kind, ()), operator.reads, strict=False):
+                found.setdefault((kind, name, operator.phase, owner_of(operator)), operator.name)
+        return found
 
     def _pieces(self, operator: Operator) -> int:
         placement = self.placed.placements[operator.name]

@@ -8,6 +8,7 @@ from fractions import Fraction
 from superscaler.ir.graph import Operator
 from superscaler.ir.tensor import Role
 from superscaler.planner.communication import PHASE_NAMES
+from superscaler.planner.float8 import describe_float8
 from superscaler.planner.materialize import Run
 from superscaler.planner.plan import Plan
 from superscaler.planner.step_cost import local_elements
@@ -28,7 +29,9 @@ def _headline(plan: Plan) -> str:
     return (
         f"plan {plan.name!r} for {graph.name}: {format_count(parameters)} parameters on "
         f"{plan.num_devices} devices of {plan.cluster.name}\n"
-        f"batch: {batch}, in {plan.schedule.micro_batches} micro-batch(es)" + _sizes(plan)
+        f"batch: {batch}, in {plan.schedule.micro_batches} micro-batch(es)"
+        + _sizes(plan)
+        + "".join(f"\n{line}" for line in describe_float8(plan.graph))
     )
 
 

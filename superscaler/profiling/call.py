@@ -35,6 +35,11 @@ class Call:
         reads = tuple((dtype, read[1]) if read and read[0] == "float32" else read for read in self.reads)
         return replace(self, text=self.text.replace("float32", dtype), reads=reads)
 
+    def of_kind(self, kind: str) -> "Call":
+        """The same call of another kind of operator."""
+        text = self.text.replace(f"{self.operator.kind}(", f"{kind}(", 1)
+        return replace(self, text=text, operator=replace(self.operator, kind=kind))
+
     def prepared(self, device: torch.device, generator: torch.Generator) -> Callable[[], Any]:
         """A function of no arguments that makes the call, on random values."""
         bound = min((size for read in self.reads if read for size in read[1]), default=1)

@@ -8,7 +8,7 @@ import numpy as np
 
 from superscaler.planner.cluster import Link
 from superscaler.planner.collective_cost import collective_work
-from superscaler.planner.device import FLOPS_CLASSES, Device
+from superscaler.planner.device import FLOAT8, FLOPS_CLASSES, Device
 from superscaler.planner.efficiency import Curve, Efficiency, OperatorClass
 from superscaler.planner.operator_work import Work
 from superscaler.planner.transport import Collective, Measured, Protocol, Transport
@@ -57,7 +57,8 @@ def fit_device(
         memory_bytes: Of its memory.
         times: Of operators of all classes, in float32.
         host_bandwidth: Of copies to host memory; None: it is the same memory, read and written.
-        speeds: Class of dtypes -> how much faster its large products are than those in float32.
+        speeds: Class of dtypes -> how much faster its large products are than those in float32; without float8, the
+            device has none.
     """
     times = list(times)
     lines: dict[OperatorClass, tuple[float, float]] = {}
@@ -76,7 +77,7 @@ def fit_device(
         else (one, Curve(1.0, part := 1 / per_unit / bandwidth, (start - launch) * part))
         for one, (start, per_unit) in lines.items()
     )
-    peaks = tuple((kind, flops * speeds[kind]) for kind in FLOPS_CLASSES)
+    peaks = tuple((kind, flops * speeds[kind]) for kind in (*FLOPS_CLASSES, FLOAT8) if kind in speeds)
     return Device(
         name, memory_bytes, peaks, bandwidth, host_bandwidth or bandwidth / 2, Efficiency(launch, curves)
     )

@@ -16,10 +16,11 @@ import torch
 from superscaler.compiler import CompiledPlan, plan
 from superscaler.errors import ProfileError
 from superscaler.ir.deferred import deferred_init
+from superscaler.ir.float8 import FLOAT8 as NARROW
 from superscaler.ir.optimizers import AdamW
 from superscaler.ir.trace import trace
 from superscaler.planner.cluster import Cluster, Nodes
-from superscaler.planner.device import Device
+from superscaler.planner.device import FLOAT8, Device
 from superscaler.planner.prices import Prices
 from superscaler.planner.profile_database import ProfileDatabase
 from superscaler.profiling.call import Call, calls_of
@@ -101,7 +102,8 @@ def profile(
         (call for call in standard.values() if call.operator.kind == "linear"),
         key=lambda call: call.work.flops,
     )
-    others = {dtype: largest.in_dtype(dtype) for dtype in DTYPES.values()}
+    others = {kind: largest.in_dtype(dtype) for kind, dtype in DTYPES.items()}
+    others[FLOAT8] = others["half"].of_kind(NARROW["linear"])  # no GPU before Ada makes it
     calls = {**standard, **of_model, **{call.text: call for call in others.values()}}
     task = Task(
         backend,
@@ -113,7 +115,11 @@ def profile(
     result = _run(task, num_devices)
     seconds = {text: taken for text, taken in zip(calls, result.seconds, strict=True) if taken is not None}
     times = [OperatorTime(call.work, seconds[text]) for text, call in standard.items() if text in seconds]
-    speeds = {kind: seconds[largest.text] / seconds[others[dtype].text] for kind, dtype in DTYPES.items()}
+    speeds = {
+        kind: seconds[largest.text] / seconds[call.text]
+        for kind, call in others.items()
+        if kind in DTYPES or call.text in seconds
+    }
     device = fit_device(name, memory_bytes, times, {"float32": 1.0, **speeds}, result.host_bandwidth)
     guess = Cluster.local(1)
     link, transport = (

@@ -96,6 +96,8 @@ class Build:
     learning_rates: tuple[Rate, ...]
     """Those of the updates, each once; empty where the build does not say."""
     work: Work
+    float8: bool
+    """Whether it multiplies float8 numbers, which old GPUs cannot."""
     sizes: Mapping[str, int]
     """Symbol of a size that varies -> its value: at first that of the example, after `bind` a run's."""
     described: Mapping[str, Any] = field(repr=False)
@@ -270,6 +272,7 @@ def _read(folder: Path, described: Mapping[str, Any], fingerprint: str) -> Build
             tuple(rate) if isinstance(rate, list) else rate for rate in plan.get("learning_rates", ())
         ),
         work=Work(**plan.get("work", {})),
+        float8=bool(plan.get("float8", False)),
         sizes=sizes,
         described=described,
         fingerprint=fingerprint,

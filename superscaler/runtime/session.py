@@ -19,6 +19,7 @@ from superscaler.runtime.communication import Runtime
 from superscaler.runtime.compiled import compile_program
 from superscaler.runtime.data import Source, Stream, open_data
 from superscaler.runtime.data.options import add_data_options, token_format
+from superscaler.runtime.ops.float8 import check_float8
 from superscaler.runtime.option_values import positive
 from superscaler.runtime.ranks import check_world, choose_device, join_ranks, leave, relative
 from superscaler.runtime.waits import Waits
@@ -113,7 +114,13 @@ def load_start(session: Session, options: argparse.Namespace) -> Loaded:
 def make_runtime(
     build: Build, rank: int, device: torch.device, timeout: float = 600.0, waits: Waits | None = None
 ) -> Runtime:
-    """What the program of a rank communicates with; `waits` is told of every communication."""
+    """What the program of a rank communicates with; `waits` is told of every communication.
+
+    Raises:
+        BuildError: The device has not the arithmetic of the build.
+    """
+    if build.float8:
+        check_float8(device)
     return Runtime(
         rank,
         build.stages,

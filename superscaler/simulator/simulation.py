@@ -7,7 +7,7 @@ from functools import cached_property
 from superscaler.codegen.memory import MemoryUse, peak_memory
 from superscaler.codegen.program import Program
 from superscaler.ir.mesh import format_devices
-from superscaler.planner.arithmetic import arithmetic
+from superscaler.planner.arithmetic import arithmetic, arithmetic_dtype
 from superscaler.planner.operator_class import class_of
 from superscaler.planner.placement import PlacedGraph
 from superscaler.planner.plan import Plan
@@ -143,7 +143,7 @@ def model_work(placed: PlacedGraph) -> dict[str, float]:
     work: dict[str, float] = {}
     for operator in placed.graph.operators:
         if class_of(operator).is_product and not operator.is_again:
-            dtype = placed.graph.tensors[operator.writes[0]].dtype
+            dtype = arithmetic_dtype(placed.graph, operator)
             work[dtype] = work.get(dtype, 0.0) + arithmetic(placed.axes, operator)
     return work
 

@@ -26,6 +26,21 @@ def test_the_speed_of_a_dtype_comes_from_its_class():
     assert cluster.flops("int64") == cluster.flops("float32") == 19.5e12
 
 
+def test_float8_is_of_devices_that_have_it(tmp_path):
+    """Twice as fast as half precision from Ada and Hopper on; a file has it where it says so."""
+    for name, cluster in PRESETS.items():
+        (device,) = cluster.kinds()
+        is_old = "v100" in name or "dgx-2" in name or "a100" in name or "a6000" in name
+        assert device.has_float8 is not is_old
+        assert is_old or device.flops("float8") == pytest.approx(2 * device.flops("bfloat16"), rel=1e-3)
+    path = tmp_path / "mine.yaml"
+    for speed in (None, 3e15):
+        figures = {"float32": 5e13, "half": 1e15} | ({"float8": speed} if speed else {})
+        path.write_text(f"preset: dgx-h100\nname: mine\nflops_per_second: {figures}\n")
+        (device,) = Cluster.load(path).kinds()
+        assert dict(device.flops_per_second).get("float8") == speed
+
+
 def test_the_command_line_names_local_devices_presets_and_files(tmp_path):
     assert Cluster.parse("local:4") == Cluster.local(4)
     assert Cluster.parse("dgx-a100:8") == Cluster.preset("dgx-a100", 8)

@@ -98,6 +98,49 @@ def test_dropout_drops_what_it_drops_uncompiled(tmp_path):
     assert losses[True] == pytest.approx(losses[False], rel=1e-12)
 
 
+FLOAT8_SIZES = {"layers": 2, "width": 64, "heads": 4, "seq": 16, "vocab": 96}
+
+
+def float8_build(folder):
+    torch.manual_seed(0)
+    model = gpt.build("tiny", **FLOAT8_SIZES)
+    batch = gpt.example_inputs("tiny", batch=4, **FLOAT8_SIZES)
+    compiler.compile(
+        model,
+        batch,
+        cluster=Cluster.local(1),
+        optimizer=OPTIMIZER,
+        autocast="bfloat16",
+        float8=True,
+        save=folder,
+    )
+    return batch
+
+
+@pytest.mark.ranks
+def test_products_in_float8_are_compiled_with_the_layer(tmp_path):
+    """Casts and products are parts of the layers' graphs, and break none of them."""
+    batch, losses, graphs = float8_build(tmp_path), {}, []
+    for is_compiled in (False, True):
+        step = load(tmp_path)
+        if is_compiled:
+            compile_program(step._module, step._runtime, counting(graphs))
+        losses[is_compiled] = [step(batch).item() for _ in range(3)]
+    assert losses[True] == losses[False]
+    assert len(graphs) == 2
+    called = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    assert sum("_scaled_mm" in name for name in called) == 6 + 12
+
+
+@pytest.mark.slow
+def test_code_of_the_inductor_trains_in_float8_as_eager_kernels(tmp_path):
+    batch, losses = float8_build(tmp_path), {}
+    for is_compiled in (False, True):
+        with load(tmp_path, compile=is_compiled) as step:
+            losses[is_compiled] = [step(batch).item() for _ in range(3)]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-2)
+
+
 @pytest.mark.slow
 def test_code_of_the_inductor_trains_as_eager(tmp_path):
     folder = compiled(tmp_path / "build", "none", optimizer=OPTIMIZER)

@@ -17,6 +17,13 @@ from superscaler.runtime.ops.convolution import (
 from superscaler.runtime.ops.cross_entropy import cross_entropy, cross_entropy_backward
 from superscaler.runtime.ops.dropout import dropout, dropout_backward
 from superscaler.runtime.ops.embedding import embedding, embedding_backward
+from superscaler.runtime.ops.float8 import (
+    float8_columns,
+    float8_rows,
+    linear_float8,
+    linear_float8_input_gradient,
+    linear_float8_weight_gradient,
+)
 from superscaler.runtime.ops.gradient_norm import (
     clip_coefficient,
     gradient_norm,
@@ -76,6 +83,8 @@ __all__ = [
     "dropout_backward",
     "embedding",
     "embedding_backward",
+    "float8_columns",
+    "float8_rows",
     "gradient_norm",
     "group_norm",
     "group_norm_backward",
@@ -83,6 +92,9 @@ __all__ = [
     "inverse_scale",
     "layer_norm_backward",
     "linear_bias_gradient",
+    "linear_float8",
+    "linear_float8_input_gradient",
+    "linear_float8_weight_gradient",
     "linear_input_gradient",
     "linear_rate",
     "linear_weight_gradient",

@@ -50,6 +50,12 @@ CASES = {
     ],
     "linear_input_gradient": [case(real(3, 4, 5), real(5, 6))],
     "linear_weight_gradient": [case(real(3, 4, 5), real(3, 4, 6))],
+    "linear_float8": [
+        case(real(3, 4, 6), real(5, 6), real(5)),
+        case(real(4, 40), real(33, 40), None),
+    ],
+    "linear_float8_input_gradient": [case(real(3, 4, 5), real(5, 6)), case(real(4, 40), real(40, 33))],
+    "linear_float8_weight_gradient": [case(real(3, 4, 5), real(3, 4, 6)), case(real(40, 33), real(40, 16))],
     "linear_bias_gradient": [case(real(3, 4, 5))],
     "attention": [
         case(real(2, 3, 5, 4), real(2, 3, 5, 4), real(2, 3, 5, 4), None, causal=True, scale=0.5),
