@@ -168,6 +168,7 @@ def test_a_search_does_not_get_between_a_result_and_its_reader(capsys):
     "words", [["--graph"], ["--communication"], ["--explain", "h.0"], ["-o", "page.html"]]
 )
 def test_what_a_build_cannot_show_is_refused(capsys, tmp_path, words):
+    (tmp_path / "plan.json").touch()
     assert main(["show", str(tmp_path), *words]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -7,8 +7,9 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from superscaler.cli.terminal import positive, print_json, write_text
+from superscaler.cli.terminal import print_json, write_text
 from superscaler.errors import ServingError
+from superscaler.runtime.option_values import positive
 
 _SUMMARY = "send requests to a server of the OpenAI API, and measure what comes"
 _EPILOG = """\

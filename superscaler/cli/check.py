@@ -4,7 +4,8 @@ import argparse
 from typing import Any
 
 from superscaler.cli.model_options import add_model, make_model, make_plan
-from superscaler.cli.terminal import positive, print_json, progress
+from superscaler.cli.terminal import print_json, progress
+from superscaler.runtime.option_values import positive
 
 _SUMMARY = "prove a plan right, and run it against eager PyTorch in one process"
 

@@ -14,8 +14,9 @@ from superscaler.cli.language_model import (
     tokenizer_of,
     weights_of,
 )
-from superscaler.cli.terminal import positive, print_json, progress, say_note
+from superscaler.cli.terminal import print_json, progress, say_note
 from superscaler.errors import BuildError, ServingError
+from superscaler.runtime.option_values import positive
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from superscaler.cli.terminal import positive, progress
+from superscaler.cli.terminal import progress
 from superscaler.errors import ServingError
+from superscaler.runtime.option_values import positive
 
 if TYPE_CHECKING:
     from superscaler.runtime.serving.server.tokenizer import Tokenizer

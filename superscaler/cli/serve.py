@@ -16,8 +16,8 @@ from superscaler.cli.language_model import (
     tokenizer_of,
     weights_of,
 )
-from superscaler.cli.terminal import positive
 from superscaler.errors import BuildError, ServingError
+from superscaler.runtime.option_values import positive
 from superscaler.runtime.serving.engine_options import add_engine_options, engine_words
 
 _SUMMARY = "compile a model for serving, and answer HTTP requests as the OpenAI API has them"

@@ -1,6 +1,5 @@
 """What a person sees while a command runs, and what a program reads when it is done."""
 
-import argparse
 import json
 import os
 import sys
@@ -69,14 +68,6 @@ def say_note(text: str) -> None:
 def print_json(result: Mapping[str, Any]) -> None:
     """Print a command's result for a program to read."""
     print(json.dumps(result, indent=2, allow_nan=False))
-
-
-def positive(text: str) -> int:
-    """A whole number from 1, as an option's value."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
 
 
 def write_text(path: Path, text: str) -> None:

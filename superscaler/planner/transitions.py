@@ -41,13 +41,16 @@ def find_path(
     source, target = comparable(source, target)
     if source == target:
         return ()
-    search = _Search.between(source, target)
-    graph = search.graph(num_bytes_per_element, cluster)
-    try:
-        nodes = nx.dijkstra_path(graph, search.key(source), search.key(target))
-    except (nx.NetworkXNoPath, nx.NodeNotFound):
-        raise _no_path(source, target) from None
-    return tuple(graph.edges[edge]["step"] for edge in pairwise(nodes))
+    narrow = _Search.between(source, target)
+    # where what lies as the target wants it bars the way, it moves as well
+    for search in (narrow, replace(narrow, moving=narrow.names)):
+        graph = search.graph(num_bytes_per_element, cluster)
+        try:
+            nodes = nx.dijkstra_path(graph, search.key(source), search.key(target))
+        except (nx.NetworkXNoPath, nx.NodeNotFound):
+            continue
+        return tuple(graph.edges[edge]["step"] for edge in pairwise(nodes))
+    raise _no_path(source, target)
 
 
 def path_seconds(steps: Iterable[Step], num_bytes_per_element: int, cluster: Cluster) -> float:
@@ -108,8 +111,14 @@ class _Search:
                 fixed.update(set(source.partial) & set(target.partial))
             if source.mesh == target.mesh:
                 fixed.update(set(source.replicated) & set(target.replicated))
-        names = {name for mesh in (source.mesh, target.mesh) for name, size in mesh.axes if size > 1}
-        return _Search(source, target, frozenset(names - fixed), _spare_dims(source, target))
+        search = _Search(source, target, frozenset(), _spare_dims(source, target))
+        return replace(search, moving=search.names - fixed)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All axes that are on either side."""
+        meshes = (self.source.mesh, self.target.mesh)
+        return frozenset(name for mesh in meshes for name, size in mesh.axes if size > 1)
 
     def key(self, layout: Layout) -> tuple:
         """What tells the states of this search apart, at less cost than hashing whole meshes."""

@@ -7,7 +7,7 @@ def natural(text: str) -> int:
     """A whole number from 0, as an option's value."""
     value = int(text)
     if value < 0:
-        raise argparse.ArgumentTypeError("at least 0")
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
     return value
 
 
@@ -15,5 +15,5 @@ def positive(text: str) -> int:
     """A whole number from 1, as an option's value."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError("at least 1")
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value

@@ -80,6 +80,12 @@ def layouts(draw, mesh, sizes, time=-2, partial=True):
 SHAPES = st.lists(st.sampled_from([3, 4, 6, 10, 12, 24]), min_size=1, max_size=3).map(tuple)
 
 
+def test_uneven_pieces_of_summands_become_more_summands():
+    source = Layout(GRID, (3,), (("dp",),), ("tp",))
+    target = Layout(GRID, (3,), ((),), ("dp", "tp"))
+    check(source, target)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_chain_on_one_mesh_gives_exactly_the_pieces_of_the_target(data):
