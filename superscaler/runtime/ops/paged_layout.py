@@ -18,8 +18,8 @@ putting the parts before and within the chunk together costs more than the score
 tokens: 6 %; even at 128; for 1024 of 1024 it saves a third)."""
 SIMILAR = 0.75
 """Sequences of a group have at least this share of the keys of its longest, ..."""
-SIMILAR_PAGES = 2
-"""... or are shorter by so many pages at most: short ones cost a call, not their padding."""
+PADDING_BYTES = 256 << 10
+"""... or are padded, all together, with so many bytes of keys at most: these take about as long as another call."""
 GROUP_BYTES = 4 << 20
 """Gathered keys of a group: they are still in the processor's cache when they are read, and the allocator reuses their
 memory (64 sequences of 2048 keys in one gather take 4 times as long as in groups, most of it for fresh memory)."""
@@ -140,9 +140,12 @@ def _similar(sequences: Sequence[_Sequence], options: Options) -> Iterator[list[
 
 def _joins(group: Sequence[_Sequence], one: _Sequence, options: Options) -> bool:
     longest = group[0]
-    least = min(SIMILAR * longest.span, longest.span - SIMILAR_PAGES * options.page_size)
-    fits = (len(group) + 1) * longest.span * options.key_bytes <= GROUP_BYTES
-    return one.new == longest.new < LONG_CHUNK and one.span >= least and fits
+    if one.new != longest.new or one.new >= LONG_CHUNK:
+        return False
+    if (len(group) + 1) * longest.span * options.key_bytes > GROUP_BYTES:
+        return False
+    padding = sum(longest.span - each.span for each in (*group, one)) * options.key_bytes
+    return one.span >= SIMILAR * longest.span or padding <= PADDING_BYTES
 
 
 def _group(step: Step, options: Options, chosen: Sequence[_Sequence]) -> Group:
