@@ -129,23 +129,26 @@ def _sequences(step: Step, options: Options) -> Iterator[_Sequence]:
 def _similar(sequences: Sequence[_Sequence], options: Options) -> Iterator[list[_Sequence]]:
     """Groups of sequences that come sorted, the longest first."""
     group: list[_Sequence] = []
+    padding = 0
     for one in sequences:
-        if group and not _joins(group, one, options):
-            yield group
-            group = []
+        if group:
+            padding += group[0].span - one.span
+            if not _joins(group, one, padding, options):
+                yield group
+                group, padding = [], 0
         group.append(one)
     if group:
         yield group
 
 
-def _joins(group: Sequence[_Sequence], one: _Sequence, options: Options) -> bool:
+def _joins(group: Sequence[_Sequence], one: _Sequence, padding: int, options: Options) -> bool:
+    """Whether a sequence goes with a group, in which so many keys are padding then."""
     longest = group[0]
     if one.new != longest.new or one.new >= LONG_CHUNK:
         return False
     if (len(group) + 1) * longest.span * options.key_bytes > GROUP_BYTES:
         return False
-    padding = sum(longest.span - each.span for each in (*group, one)) * options.key_bytes
-    return one.span >= SIMILAR * longest.span or padding <= PADDING_BYTES
+    return one.span >= SIMILAR * longest.span or padding * options.key_bytes <= PADDING_BYTES
 
 
 def _group(step: Step, options: Options, chosen: Sequence[_Sequence]) -> Group:
