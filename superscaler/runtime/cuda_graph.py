@@ -10,7 +10,8 @@ import torch
 from superscaler.errors import BuildError
 from superscaler.runtime.build import Build
 from superscaler.runtime.ranks import served_devices
-from superscaler.runtime.recorded import Outputs
+from superscaler.runtime.recorded import Outputs, RecordedStep, record_program
+from superscaler.runtime.waits import Waits
 
 _IN_HOST_MEMORY = ("fetch", "fetch_ahead", "stow", "to_device", "to_host", "update_fetching")
 """Words of programs that move tensors to host memory, or from there."""
@@ -83,6 +84,25 @@ class CudaRecording:
         """Free the graph; NCCL does not end communicators that one still uses."""
         torch.cuda.synchronize()
         self._graph.reset()
+
+
+def record_in_cuda_graph(
+    build: Build, rank: int, module: Any, device: torch.device, waits: Waits
+) -> RecordedStep:
+    """Let the ``train_step`` of a program be recorded in a CUDA graph and replayed.
+
+    Args:
+        build: What the program is of.
+        rank: This process.
+        module: The program.
+        device: Where it runs.
+        waits: Told of every replay.
+
+    Raises:
+        BuildError: It cannot be recorded; the message says why.
+    """
+    check_recordable(build, rank, module, device)
+    return record_program(module, CudaRecorder(device), waits, range(build.world_size))
 
 
 def check_recordable(build: Build, rank: int, module: Any, device: torch.device) -> None:

@@ -12,14 +12,14 @@ import torch
 from superscaler.errors import BuildError
 from superscaler.runtime.checkpoint import SHARD_BYTES, check_target, save_weights
 from superscaler.runtime.communication import MARGIN
-from superscaler.runtime.cuda_graph import CudaRecorder, check_recordable
+from superscaler.runtime.cuda_graph import record_in_cuda_graph
 from superscaler.runtime.data import Batches
 from superscaler.runtime.data.options import add_order_options, order_seed
 from superscaler.runtime.elastic import add_elastic_options, choose_build
 from superscaler.runtime.option_values import natural, positive
 from superscaler.runtime.profile import BEFORE, Profile
 from superscaler.runtime.ranks import meet, relative
-from superscaler.runtime.recorded import WARM_UP, RecordedStep, record_program
+from superscaler.runtime.recorded import WARM_UP, RecordedStep
 from superscaler.runtime.session import (
     Session,
     add_common_options,
@@ -124,9 +124,7 @@ def _record(session: Session, options: argparse.Namespace) -> RecordedStep | Non
             "--profile measures functions of a program, and --cuda-graphs replays steps without calling them",
             remedy="profile without --cuda-graphs, or look at the replays with Nsight Systems",
         )
-    build, rank, device = session.build, session.rank, session.device
-    check_recordable(build, rank, session.module, device)
-    return record_program(session.module, CudaRecorder(device), session.waits, range(build.world_size))
+    return record_in_cuda_graph(session.build, session.rank, session.module, session.device, session.waits)
 
 
 def _open_profile(session: Session, options: argparse.Namespace, steps: int) -> Profile | None:

@@ -20,7 +20,7 @@ from superscaler.ir.tensor import Role
 from superscaler.runtime.build import Build, read_build
 from superscaler.runtime.checkpoint import save_weights
 from superscaler.runtime.compiled import compile_program
-from superscaler.runtime.cuda_graph import CudaRecorder, check_recordable
+from superscaler.runtime.cuda_graph import record_in_cuda_graph
 from superscaler.runtime.data.piece import cut
 from superscaler.runtime.everyone import Everyone
 from superscaler.runtime.host_memory import keep_freed_memory
@@ -34,7 +34,7 @@ from superscaler.runtime.ranks import (
     meet,
     served_devices,
 )
-from superscaler.runtime.recorded import RecordedStep, record_program
+from superscaler.runtime.recorded import RecordedStep
 from superscaler.runtime.safetensors_files import TensorFiles
 from superscaler.runtime.session import load_module, make_runtime
 from superscaler.runtime.stored_tensor import Runs, StoredTensor
@@ -96,9 +96,7 @@ class _Program:
         self._module = load_module(build.folder, build.program_of(rank))
         self._recorded: RecordedStep | None = None
         if is_recorded:
-            check_recordable(build, rank, self._module, device)
-            everyone = range(build.world_size)
-            self._recorded = record_program(self._module, CudaRecorder(device), self._waits, everyone)
+            self._recorded = record_in_cuda_graph(build, rank, self._module, device, self._waits)
         self.is_compiled = is_compiled
         """Whether what layers compute goes through `torch.compile`."""
         if is_compiled:

@@ -17,7 +17,7 @@ from superscaler.ir.loss_scale import LossScale
 from superscaler.ir.optimizers import SGD, Adam, AdamW, Lion
 from superscaler.planner.cluster import Cluster
 from superscaler.planner.recipes import parse_plan
-from superscaler.runtime import launch
+from superscaler.runtime import cuda_graph
 from superscaler.runtime.cuda_graph import CudaRecorder
 from superscaler.runtime.loaded import load
 from superscaler.runtime.recorded import WARM_UP, record_program
@@ -247,8 +247,8 @@ def test_weights_put_elsewhere_after_the_record_are_refused(tmp_path):
 
 def record_without_a_gpu():
     """Let ``--cuda-graphs`` record by the emulation, wherever it is."""
-    launch.check_recordable = lambda *given: None
-    launch.CudaRecorder = lambda device: EmulatedRecorder()
+    cuda_graph.check_recordable = lambda *given: None
+    cuda_graph.CudaRecorder = lambda device: EmulatedRecorder()
 
 
 @pytest.mark.ranks
